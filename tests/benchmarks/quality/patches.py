@@ -78,7 +78,7 @@ from engram_cli.training.optimiser import make_optimiser
 
 LAYERS, ORDERS, HEADS, DIM = (2, 8, 14, 20), (2, 3), 8, 32
 MARGIN = 1.0
-LENGTH, CHUNK = 512, 2**17
+LENGTH, LEAST, CHUNK = 512, 128, 2**17
 TEXTS = ("docs-held", "third-held")  # of the memory's domain, and of none
 
 
@@ -91,6 +91,9 @@ def main() -> None:
     parser.add_argument("--singles", type=int, default=200, help="facts taught one by one")
     parser.add_argument("--single-tokens", type=int, default=40_000, help="read for each of them")
     parser.add_argument("--edits", type=int, default=40, help="edits by noise")
+    parser.add_argument("--noise", type=float, default=10.0, help="in sizes of the rows' values")
+    parser.add_argument("--context", type=int, default=LENGTH, help="of what is measured")
+    parser.add_argument("--parts", help="only these, such as disturbed,chosen")
     parser.add_argument("--edit-rows", type=int, default=64, help="rows of each of them")
     parser.add_argument("--bundle", type=Path, help="a trained memory to take; none trains one")
     parser.add_argument("--rows-per-head", type=int, default=200_000)
@@ -155,7 +158,10 @@ class Run:
             *((self.chosen, (count,)) for count in others),
             *((self.by_lora, (each,)) for each in rates),
         ]
+        wanted = arguments.parts.split(",") if (arguments := self.arguments).parts else None
         for part, given in parts:
+            if wanted is not None and part.__name__ not in wanted:
+                continue
             if self.is_late():
                 self.note("out of time", part=part.__name__, given=given)
                 continue
@@ -297,8 +303,8 @@ class Run:
         """Yield the beginnings of a text's documents, about so many tokens in all."""
         ids = self.texts[name]
         documents = [each for each in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(each) > 1]
-        most = max(tokens // len(documents), 2)
-        for number, part in enumerate(documents[:tokens]):
+        most = max(tokens // len(documents), LEAST)
+        for number, part in enumerate(documents[: max(tokens // most, 1)]):
             yield Piece(document=number, ids=part[:most].astype(np.int64))
 
     def divergence(
@@ -316,7 +322,7 @@ class Run:
                 self.pieces(name, tokens or self.arguments.held_tokens),
                 changed,
                 reads(),
-                context=LENGTH,
+                context=self.arguments.context,
                 batch_tokens=16 * LENGTH,
             )
             kl = own.divergence
@@ -398,7 +404,7 @@ class Run:
     # Rows that are changed without a fact.
 
     def disturbed(self) -> None:
-        """Change as many rows by noise of their own size, from the least to the most read ones."""
+        """Change as many rows by noise of one size, from the least to the most read ones."""
         arguments = self.arguments
         every = joined(map(every_row, self.candidates))
         keys = np.array([(layer, row) for layer, own in every.items() for row in own.tolist()])
@@ -426,11 +432,12 @@ class Run:
         )
 
     def noise(self, layer: int, rows: NDArray[np.int64], draw: np.random.Generator) -> RowValues:
-        """Return the rows of a layer with noise added of the size of a row."""
+        """Return the rows of a layer with noise added."""
         at = torch.from_numpy(rows).to(self.device)
         values = values_at(self.memory, layer, at).to(self.device)
+        scale = self.arguments.noise * self.sizes[layer]
         added = torch.from_numpy(draw.standard_normal(values.shape)).to(values)
-        return RowValues(rows=at, values=values + self.sizes[layer] * added)
+        return RowValues(rows=at, values=values + scale * added)
 
     # One by one.
 
