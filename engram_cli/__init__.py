@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.patch.command import show_patch as show_patch
     from engram_cli.commands.patch.command import stack_patches as stack_patches
     from engram_cli.commands.patch.command import undo_patch as undo_patch
+    from engram_cli.commands.patch_make.command import make_patch_of_facts as make_patch_of_facts
+    from engram_cli.commands.patch_make.result import PatchMakeResult as PatchMakeResult
     from engram_cli.commands.plan.command import PlanResult as PlanResult
     from engram_cli.commands.plan.command import plan as plan
     from engram_cli.commands.probe import ProbeResult as ProbeResult
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.patch import ShowPatchRequest as ShowPatchRequest
     from engram_cli.commands.requests.patch import StackPatchesRequest as StackPatchesRequest
     from engram_cli.commands.requests.patch import UndoPatchRequest as UndoPatchRequest
+    from engram_cli.commands.requests.patch_make import PatchMakeRequest as PatchMakeRequest
     from engram_cli.commands.requests.plan import Budget as Budget
     from engram_cli.commands.requests.plan import PlanRequest as PlanRequest
     from engram_cli.commands.requests.probe import ProbeRequest as ProbeRequest
@@ -85,11 +88,14 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.tables import BuildTableRequest as BuildTableRequest
     from engram_cli.commands.requests.tables import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.train import TrainRequest as TrainRequest
+    from engram_cli.commands.requests.update import UpdateTableRequest as UpdateTableRequest
     from engram_cli.commands.requests.update_stats import UpdateStatsRequest as UpdateStatsRequest
     from engram_cli.commands.trace import TraceResult as TraceResult
     from engram_cli.commands.trace import trace_text as trace_text
     from engram_cli.commands.train.command import TrainResult as TrainResult
     from engram_cli.commands.train.command import train as train
+    from engram_cli.commands.update.command import update_table as update_table
+    from engram_cli.commands.update.result import UpdateTableResult as UpdateTableResult
     from engram_cli.commands.update_stats import UpdateStatsResult as UpdateStatsResult
     from engram_cli.commands.update_stats import update_stats as update_stats
     from engram_cli.commands.verify.command import VerifyResult as VerifyResult
@@ -202,6 +208,8 @@ _HOMES = {
     "MergeStatsResult": "engram_cli.commands.merge_stats",
     "MismatchError": "engram_cli.errors",
     "OutputError": "engram_cli.errors",
+    "PatchMakeRequest": "engram_cli.commands.requests.patch_make",
+    "PatchMakeResult": "engram_cli.commands.patch_make.result",
     "PlanRequest": "engram_cli.commands.requests.plan",
     "PlanResult": "engram_cli.commands.plan.command",
     "ProbeRequest": "engram_cli.commands.requests.probe",
@@ -220,6 +228,8 @@ _HOMES = {
     "UndecodableError": "engram_cli.errors",
     "UpdateStatsRequest": "engram_cli.commands.requests.update_stats",
     "UpdateStatsResult": "engram_cli.commands.update_stats",
+    "UpdateTableRequest": "engram_cli.commands.requests.update",
+    "UpdateTableResult": "engram_cli.commands.update.result",
     "VerifyRequest": "engram_cli.commands.requests.reading",
     "VerifyResult": "engram_cli.commands.verify.command",
     "VocabularyError": "engram_cli.errors",
@@ -241,6 +251,7 @@ _HOMES = {
     "hash_tokens": "engram_cli.hashing.hasher",
     "inspect": "engram_cli.commands.inspect.command",
     "lookup": "engram_cli.commands.lookup.command",
+    "make_patch_of_facts": "engram_cli.commands.patch_make.command",
     "merge_stats": "engram_cli.commands.merge_stats",
     "open_table": "engram_cli.table.store",
     "plan": "engram_cli.commands.plan.command",
@@ -251,6 +262,7 @@ _HOMES = {
     "trace_text": "engram_cli.commands.trace",
     "train": "engram_cli.commands.train.command",
     "update_stats": "engram_cli.commands.update_stats",
+    "update_table": "engram_cli.commands.update.command",
     "verify": "engram_cli.commands.verify.command",
     "write_report": "engram_cli.commands.report",
     "write_vocab": "engram_cli.vocab.parquet",
@@ -310,6 +322,8 @@ __all__ = [
     "OutputError",
     "Patch",
     "PatchInfo",
+    "PatchMakeRequest",
+    "PatchMakeResult",
     "PlanRequest",
     "PlanResult",
     "ProbeRequest",
@@ -334,6 +348,8 @@ __all__ = [
     "UndoPatchResult",
     "UpdateStatsRequest",
     "UpdateStatsResult",
+    "UpdateTableRequest",
+    "UpdateTableResult",
     "VerifyRequest",
     "VerifyResult",
     "VocabularyError",
@@ -359,6 +375,7 @@ __all__ = [
     "list_patches",
     "lookup",
     "make_patch",
+    "make_patch_of_facts",
     "merge_stats",
     "open_table",
     "plan",
@@ -374,6 +391,7 @@ __all__ = [
     "train",
     "undo_patch",
     "update_stats",
+    "update_table",
     "verify",
     "write_patch",
     "write_report",
