@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.plan_file import is_plan
+from engram_cli.commands.plan.file import is_plan
 from engram_cli.commands.workspace import WORK, Workspace
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import read_json

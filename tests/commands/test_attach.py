@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from small_tokenizers import byte_level_tokenizer
 
-from engram_cli.commands import attach_layers
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.attach import layers as attach_layers
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.errors import (
     ArtifactError,
@@ -368,7 +368,7 @@ def test_a_failed_attach_leaves_the_old_bundle(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engram_cli.commands.attach.first_values", fail)
+    monkeypatch.setattr("engram_cli.commands.attach.command.first_values", fail)
     with pytest.raises(OutputError, match="No space left"):
         attach_checkpoint(request(checkpoint, table, force=True, layers=(1,)))
     assert read_bundle(checkpoint / "engram", verify=True).spec == before
@@ -382,7 +382,7 @@ def test_a_failed_attach_leaves_the_old_bundle(
 def test_a_disk_without_room_is_refused_before_anything_is_written(
     checkpoint: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engram_cli.commands.attach.free_bytes", lambda out: 1000)
+    monkeypatch.setattr("engram_cli.commands.attach.command.free_bytes", lambda out: 1000)
     with pytest.raises(OutputError, match=r"needs [0-9,]+ bytes, only 1,000 are free"):
         attach_checkpoint(request(checkpoint, table))
     assert not (checkpoint / "engram").exists()

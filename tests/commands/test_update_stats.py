@@ -18,7 +18,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.requests.update_stats import UpdateStatsRequest
 from engram_cli.commands.update_stats import UpdateStatsResult, update_stats
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, OutputError
 from engram_cli.stats.removal import NeverCounted

@@ -13,10 +13,10 @@ from small_tokenizers import PROSE
 from tiny_models import llama, make_bundle, make_layout, make_spec
 from transformers import PreTrainedTokenizerFast
 
-from engram_cli.commands.evaluate import evaluate
+from engram_cli.commands.evaluate.command import evaluate
 from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import train
+from engram_cli.commands.train.command import train
 from engram_cli.vocab.compress import CompressedVocab
 
 pytestmark = [

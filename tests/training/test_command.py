@@ -12,12 +12,12 @@ from small_tokenizers import PROSE
 from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
-from engram_cli.commands.evaluate import evaluate
-from engram_cli.commands.evaluate_page import evaluation_views
+from engram_cli.commands.evaluate.command import evaluate
+from engram_cli.commands.evaluate.page import evaluation_views
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import train
+from engram_cli.commands.train.command import train
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.view import Table
 

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file
 from tiny_models import text
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from engram_cli.commands.evaluate import evaluate
+from engram_cli.commands.evaluate.command import evaluate
 from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import TrainResult, train
+from engram_cli.commands.train.command import TrainResult, train
 from engram_cli.errors import CorpusError, EngramError, InputError, MismatchError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.progress import Silent

@@ -25,7 +25,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from pretrained_arms import Arm, World, bundle_name
 
-from engram_cli.commands.attach import attach_checkpoint
+from engram_cli.commands.attach.command import attach_checkpoint
 from engram_cli.commands.build_table import build_table
 from engram_cli.commands.compress_vocab import run_compress_vocab
 from engram_cli.commands.geometry import Geometry
