@@ -42,6 +42,17 @@ if TYPE_CHECKING:
     from engram_cli.commands.merge_stats import MergeStatsRequest as MergeStatsRequest
     from engram_cli.commands.merge_stats import MergeStatsResult as MergeStatsResult
     from engram_cli.commands.merge_stats import merge_stats as merge_stats
+    from engram_cli.commands.patch.command import ApplyPatchResult as ApplyPatchResult
+    from engram_cli.commands.patch.command import ListPatchesResult as ListPatchesResult
+    from engram_cli.commands.patch.command import PatchInfo as PatchInfo
+    from engram_cli.commands.patch.command import ShowPatchResult as ShowPatchResult
+    from engram_cli.commands.patch.command import StackPatchesResult as StackPatchesResult
+    from engram_cli.commands.patch.command import UndoPatchResult as UndoPatchResult
+    from engram_cli.commands.patch.command import apply_patches as apply_patches
+    from engram_cli.commands.patch.command import list_patches as list_patches
+    from engram_cli.commands.patch.command import show_patch as show_patch
+    from engram_cli.commands.patch.command import stack_patches as stack_patches
+    from engram_cli.commands.patch.command import undo_patch as undo_patch
     from engram_cli.commands.plan.command import PlanResult as PlanResult
     from engram_cli.commands.plan.command import plan as plan
     from engram_cli.commands.probe import ProbeResult as ProbeResult
@@ -55,6 +66,11 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.doctor import DoctorRequest as DoctorRequest
     from engram_cli.commands.requests.evaluation import EvaluateRequest as EvaluateRequest
     from engram_cli.commands.requests.explore import ExploreRequest as ExploreRequest
+    from engram_cli.commands.requests.patch import ApplyPatchRequest as ApplyPatchRequest
+    from engram_cli.commands.requests.patch import ListPatchesRequest as ListPatchesRequest
+    from engram_cli.commands.requests.patch import ShowPatchRequest as ShowPatchRequest
+    from engram_cli.commands.requests.patch import StackPatchesRequest as StackPatchesRequest
+    from engram_cli.commands.requests.patch import UndoPatchRequest as UndoPatchRequest
     from engram_cli.commands.requests.plan import Budget as Budget
     from engram_cli.commands.requests.plan import PlanRequest as PlanRequest
     from engram_cli.commands.requests.probe import ProbeRequest as ProbeRequest
@@ -98,6 +114,12 @@ if TYPE_CHECKING:
     from engram_cli.hashing.hasher import hash_tokens as hash_tokens
     from engram_cli.hashing.layout import HashLayout as HashLayout
     from engram_cli.hashing.schemes import hash_layout as hash_layout
+    from engram_cli.patches.making import make_patch as make_patch
+    from engram_cli.patches.making import stored_patch as stored_patch
+    from engram_cli.patches.patch import LayerPatch as LayerPatch
+    from engram_cli.patches.patch import Patch as Patch
+    from engram_cli.patches.patch_file import read_patch as read_patch
+    from engram_cli.patches.patch_file import write_patch as write_patch
     from engram_cli.progress import Progress as Progress
     from engram_cli.runtime.attach import attach as attach
     from engram_cli.runtime.attach import detach as detach
@@ -112,6 +134,28 @@ if TYPE_CHECKING:
     from engram_cli.vocab.parquet import write_vocab as write_vocab
 
 _HOMES = {
+    "ApplyPatchRequest": "engram_cli.commands.requests.patch",
+    "UndoPatchRequest": "engram_cli.commands.requests.patch",
+    "ListPatchesRequest": "engram_cli.commands.requests.patch",
+    "StackPatchesRequest": "engram_cli.commands.requests.patch",
+    "ShowPatchRequest": "engram_cli.commands.requests.patch",
+    "ApplyPatchResult": "engram_cli.commands.patch.command",
+    "UndoPatchResult": "engram_cli.commands.patch.command",
+    "ListPatchesResult": "engram_cli.commands.patch.command",
+    "StackPatchesResult": "engram_cli.commands.patch.command",
+    "ShowPatchResult": "engram_cli.commands.patch.command",
+    "PatchInfo": "engram_cli.commands.patch.command",
+    "apply_patches": "engram_cli.commands.patch.command",
+    "undo_patch": "engram_cli.commands.patch.command",
+    "list_patches": "engram_cli.commands.patch.command",
+    "stack_patches": "engram_cli.commands.patch.command",
+    "show_patch": "engram_cli.commands.patch.command",
+    "Patch": "engram_cli.patches.patch",
+    "LayerPatch": "engram_cli.patches.patch",
+    "read_patch": "engram_cli.patches.patch_file",
+    "write_patch": "engram_cli.patches.patch_file",
+    "make_patch": "engram_cli.patches.making",
+    "stored_patch": "engram_cli.patches.making",
     "ArtifactError": "engram_cli.errors",
     "AttachRequest": "engram_cli.commands.requests.tables",
     "AttachResult": "engram_cli.commands.attach.command",
@@ -213,6 +257,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "ApplyPatchRequest",
+    "ApplyPatchResult",
     "ArtifactError",
     "AttachRequest",
     "AttachResult",
@@ -252,13 +298,18 @@ __all__ = [
     "InputError",
     "InspectRequest",
     "InspectResult",
+    "LayerPatch",
     "LayoutError",
+    "ListPatchesRequest",
+    "ListPatchesResult",
     "LookupRequest",
     "LookupResult",
     "MergeStatsRequest",
     "MergeStatsResult",
     "MismatchError",
     "OutputError",
+    "Patch",
+    "PatchInfo",
     "PlanRequest",
     "PlanResult",
     "ProbeRequest",
@@ -267,7 +318,11 @@ __all__ = [
     "ReportRequest",
     "ReportResult",
     "RuntimeAttachError",
+    "ShowPatchRequest",
+    "ShowPatchResult",
     "SourceError",
+    "StackPatchesRequest",
+    "StackPatchesResult",
     "TableStore",
     "TokenIdError",
     "TraceRequest",
@@ -275,6 +330,8 @@ __all__ = [
     "TrainRequest",
     "TrainResult",
     "UndecodableError",
+    "UndoPatchRequest",
+    "UndoPatchResult",
     "UpdateStatsRequest",
     "UpdateStatsResult",
     "VerifyRequest",
@@ -283,6 +340,7 @@ __all__ = [
     "Workspace",
     "WriteResult",
     "__version__",
+    "apply_patches",
     "attach",
     "attach_checkpoint",
     "build_table",
@@ -298,18 +356,26 @@ __all__ = [
     "hash_stats",
     "hash_tokens",
     "inspect",
+    "list_patches",
     "lookup",
+    "make_patch",
     "merge_stats",
     "open_table",
     "plan",
     "probe",
+    "read_patch",
     "read_vocab",
     "run_compress_vocab",
     "run_demo",
+    "show_patch",
+    "stack_patches",
+    "stored_patch",
     "trace_text",
     "train",
+    "undo_patch",
     "update_stats",
     "verify",
+    "write_patch",
     "write_report",
     "write_vocab",
 ]

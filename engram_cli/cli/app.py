@@ -15,6 +15,7 @@ from engram_cli.cli import (
     evaluation,
     exploring,
     golden,
+    patching,
     reading,
     tables,
     training,
@@ -43,6 +44,7 @@ for run_command in (
     *(golden.golden, doctor.doctor, reading.demo),
 ):
     app.command(run_command.__name__.replace("_", "-"))(run_command)
+app.add_typer(patching.patch_app)
 
 
 def _print_version(wanted: bool) -> None:

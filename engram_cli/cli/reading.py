@@ -128,7 +128,7 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     """Return what is known of the artifact, and the tables of its views."""
     from engram_cli.cli.render import count, facts, quantity, read_text
     from engram_cli.cli.views import printed
-    from engram_cli.commands.inspect.page import inspection_views
+    from engram_cli.commands.inspect.page import inspection_views, sampled
 
     size = f"{quantity(result.stored_bytes, 'bytes')} ({result.stored_bytes:,} bytes)"
     remote = result.read if result.read is not None and result.read.requests is not None else None
@@ -143,6 +143,8 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     if result.read_bytes:
         pace = quantity(result.read_bytes / max(result.seconds, 1e-9), "bytes")
         lines.append(("read", f"{quantity(result.read_bytes, 'bytes')} of rows, {pace}/s"))
+    if result.sampled:
+        lines.append(("sample", f"{sampled(result)}; --full reads all"))
     if remote is not None:
         lines.append(("network", read_text(remote)))
     if result.report is not None:

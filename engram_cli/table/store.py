@@ -84,13 +84,14 @@ class TableStore(FileRows):
         return None if array is None else open_array(self.path, array).read(0, array.rows)
 
 
-def open_table(path: Path | str) -> TableStore:
+def open_table(path: Path | str, *, patching: bool = False) -> TableStore:
     """Open a finished table: attributes, manifest and file sizes are checked, no row is read.
 
-    Raises InputError when there is none, IncompleteError for a half-built one, ArtifactError for
-    one that is damaged, tampered with or newer. Checksums are checked by `verify`.
+    `patching`: also one that is half-patched. Raises InputError when there is none, IncompleteError
+    for a half-built one, ArtifactError for one that is damaged, tampered with or newer. Checksums
+    are checked by `verify`.
     """
-    about = read_description(readable_path(path))
+    about = read_description(readable_path(path), patching=patching)
     _check_sizes(about)
     layout = bound_layout(about)
     return TableStore(

@@ -25,10 +25,12 @@ from engram_cli.commands.attach.layers import (
     place_layers,
 )
 from engram_cli.commands.attach.source import (
+    BUILD_AGAIN,
+    copied_files,
     counted_rows,
     near_tokenizer,
     reference_to,
-    stored_hits,
+    stored_part,
     wanted_module,
 )
 from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
@@ -49,7 +51,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.copies import is_writable_here, local_copy
-from engram_cli.rows.source import SCALES, RowSource
+from engram_cli.rows.source import HITS, ROWS, SCALES, RowSource
 from engram_cli.sizes import processors
 from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore
@@ -143,11 +145,13 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         return result
     _check_space(result, request.reference)
     if not request.reference:
+        parts = (ROWS, SCALES, HITS) if counted is store else (ROWS, SCALES)
         require_sound(
             store,
-            "build it again, or copy what is there: engram convert --no-verify",
+            BUILD_AGAIN,
             threads=request.threads or processors(),
             progress=progress,
+            copied=copied_files(store, spec.layers, parts),
         )
     result = _write(spec, store, counted, own, request, result, progress)
     if fitter is None:
@@ -275,7 +279,7 @@ def _write(
             return fitted[layer]
         return _first_values(spec, request, layer, zero_rows) if own is None else own.dense(layer)
 
-    hits = None if counted is None else partial(stored_hits, counted)
+    hits = None if counted is None else partial(stored_part, counted, HITS)
     card = {CARD: model_card(spec).encode()}
     reference = reference_to(spec, store, planned.out) if request.reference else None
     if reference is not None:
@@ -296,14 +300,15 @@ def _write(
         records = write_bundle(
             planned.out,
             spec,
-            store.chunks,
+            partial(stored_part, store, ROWS),
             dense,
-            scales=partial(store.chunks, part=SCALES),
+            scales=partial(stored_part, store, SCALES),
             hits=hits,
             tool_version=__version__,
             force=request.force,
             extra_files=card,
             advance=progress.advance,
+            threads=request.threads or processors(),
         )
     return replace(
         planned,

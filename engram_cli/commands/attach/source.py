@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
-import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import Companions
@@ -19,11 +19,15 @@ from engram_cli.formats.checkpoint_bundle import has_spans, refer_to_source, req
 from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
 from engram_cli.formats.statistics import statistics_rows
 from engram_cli.formats.table_reference import refer
+from engram_cli.formats.zarr_table import checked_chunks
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import is_remote
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.table.attributes import read_description
+from engram_cli.table.grid import array_name
 from engram_cli.table.store import TableStore
+
+BUILD_AGAIN = "build it again, or copy what is there: engram convert --no-verify"
 
 
 def near_tokenizer(request: AttachRequest) -> Path | None:
@@ -49,12 +53,34 @@ def counted_rows(store: RowSource, request: AttachRequest) -> RowSource | None:
     return None if statistics is None else statistics_rows(statistics)
 
 
-def stored_hits(counted: RowSource, layer: int) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-    """Yield the hits of a layer as a bundle stores them."""
-    if counted.format == "statistics":
-        yield 0, counted.lines(layer, HITS, 0, counted.layout.layer(layer).rows)
+def copied_files(store: RowSource, layers: Sequence[int], parts: Sequence[str]) -> frozenset[str]:
+    """Return the files of a table that `stored_part` checks; none of other sources."""
+    if not _reads_once(store):
+        return frozenset()
+    names = (array_name(layer, part) for layer in layers for part in parts)
+    return frozenset(
+        file for name in names if name in store.arrays for file in store.arrays[name].files
+    )
+
+
+def stored_part(store: RowSource, part: str, layer: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (first row, [n, ...]) of a part of a layer as a bundle stores it, a piece at a time.
+
+    Of a table on this machine, the checksums of what is read are compared. Raises ArtifactError.
+    """
+    if store.format == "statistics":
+        yield 0, store.lines(layer, HITS, 0, store.layout.layer(layer).rows)
+    elif _reads_once(store):
+        yield from checked_chunks(store, BUILD_AGAIN, layer, part)
     else:
-        yield from counted.chunks(layer, HITS)
+        yield from store.chunks(layer, part)
+
+
+def _reads_once(store: RowSource) -> TypeGuard[TableStore]:
+    """Return whether the files of a source are read whole, in the order of their rows."""
+    if not isinstance(store, TableStore) or is_remote(store.path):
+        return False
+    return all(array.inner_rows is None for array in store.arrays.values())
 
 
 def wanted_module(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,6 @@ from engram_cli.commands.diff.ngrams import (
     from_corpus,
     from_sample,
 )
-from engram_cli.commands.diff.patch import write_changes
 from engram_cli.commands.diff.result import ColumnDiff, DiffResult, OrderNgrams, RowDiff
 from engram_cli.commands.diff.sides import Sides, open_sides
 from engram_cli.commands.requests.diff import DiffRequest
@@ -32,7 +32,8 @@ from engram_cli.corpus.encode import EncoderDiffers, check_encoder, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.hashing.layout import UNKNOWN_SCHEME, HashLayout
 from engram_cli.outputs import prepare_output
-from engram_cli.patches.patch_file import PATCH
+from engram_cli.patches.between import patch_between
+from engram_cli.patches.patch_file import PATCH, write_patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.sizes import processors
@@ -87,9 +88,7 @@ def diff(request: DiffRequest, progress: Progress = SILENT) -> DiffResult:
     result = _result(sides, layers, cut, named)
     patch_rows = 0
     if request.patch is not None:
-        patch_rows = write_changes(
-            sides, layers, request.patch, force=request.force, progress=progress
-        )
+        patch_rows = _write_patch(request.patch, sides, layers, request.force, progress)
     result = replace(
         result,
         compared_bytes=pair.bytes,
@@ -114,6 +113,25 @@ def _check_outputs(request: DiffRequest) -> None:
         check_page(request.report, request.force, option="--report", inputs=inputs)
     if request.patch is not None:
         prepare_output(request.patch, PATCH, force=request.force, option="--patch", inputs=inputs)
+
+
+def _write_patch(
+    out: Path, sides: Sides, layers: list[LayerChanges], force: bool, progress: Progress
+) -> int:
+    """Write what changed as a patch of the first side; return its rows, 0 if it was not written."""
+    changed = {
+        layer.entry.layer: np.flatnonzero(layer.levels >= LEAST).astype(np.int64)
+        for layer in layers
+    }
+    before, after = (each.stacked(each.path.name) for each in sides.described())
+    patch = patch_between(
+        *sides.rows, changed, description=f"{after} instead of {before}", progress=progress
+    )
+    if not patch.rows:
+        progress.note(f"no row changed, so {out} is not written")
+        return 0
+    write_patch(out, patch, force=force)
+    return patch.rows
 
 
 def _cut(at_least: float | None, counts: NDArray[np.int64], heads: int) -> int:

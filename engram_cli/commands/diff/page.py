@@ -33,7 +33,7 @@ def write_diff(result: DiffResult, path: Path, *, force: bool) -> None:
     document = json.loads(json.dumps(asdict(result), default=str))
     for said in ("compare_seconds", "seconds", "report"):  # the same artifacts give the same page
         del document[said]
-    names = [stacked(each, each.path.name) for each in (result.before, result.after)]
+    names = [each.stacked(each.path.name) for each in (result.before, result.after)]
     page = Page(
         kicker="Engram · comparison",
         heading=f"What changed from {names[0]} to {names[1]}",
@@ -82,12 +82,7 @@ def dtypes(result: DiffResult) -> str:
 
 def described_side(side: Side, path: str) -> str:
     """Return a side in a line; `path` as it is to be shown."""
-    return f"{stacked(side, path)} ({side.format}, {side.dtype})"
-
-
-def stacked(side: Side, path: str) -> str:
-    """Return `path` with the names of the patches on it."""
-    return " + ".join((path, *(each.name for each in side.patches)))
+    return f"{side.stacked(path)} ({side.format}, {side.dtype})"
 
 
 def _summary(result: DiffResult) -> View:

@@ -20,6 +20,10 @@ class Side:
     bytes: int
     patches: tuple[Path, ...] = ()
 
+    def stacked(self, path: str) -> str:
+        """Return `path` with the names of the patches on it."""
+        return " + ".join((path, *(each.name for each in self.patches)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnDiff:

@@ -22,7 +22,8 @@ from engram_cli.sizes import processors
 
 
 def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
-    """Say what an artifact is and what its rows hold; constant memory, one pass over the rows.
+    """Say what an artifact is and what its rows hold; constant memory, one pass over the rows or a
+    sample of them.
 
     Raises InputError if nothing that is known is at the path, ArtifactError for damage, OutputError
     for a report that cannot be written, and as `probe`.
@@ -81,7 +82,12 @@ def _rows(
         from engram_cli.commands.inspect.rows import inspect_rows  # with Numba's kernels
 
         rows = inspect_rows(
-            source, companions, hottest=request.hottest, threads=threads, progress=progress
+            source,
+            companions,
+            hottest=request.hottest,
+            full=request.full,
+            threads=threads,
+            progress=progress,
         )
     return _result(
         found,

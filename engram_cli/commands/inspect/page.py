@@ -45,6 +45,12 @@ _SAID = {True: "yes", False: "no", None: "not at hand"}
 _MOST_BINS = 60  # drawn; wider bins where there are more
 _COUNTED, _TABLE = 7, 0  # colors
 _PREFIX = "table, "
+# Whether the rows were sampled.
+_HOW_FOUND = {
+    False: "estimated from a sample that rows choose by the hash of their bytes",
+    True: "among the rows that were read, and the share of all rows that may have one (95 % "
+    "confidence)",
+}
 
 
 def write_inspection(result: InspectResult, name: str, path: Path, *, force: bool) -> None:
@@ -62,6 +68,13 @@ def write_inspection(result: InspectResult, name: str, path: Path, *, force: boo
         data=document,
     )
     write_page(page, path, force=force)
+
+
+def sampled(result: InspectResult) -> str:
+    """Say which rows were read, and what the errors are."""
+    rows = sum(each.rows for each in result.columns)
+    read = f"{result.rows_read:,} of {rows:,} rows, evenly spread"
+    return f"{read}; \u00b1 is a standard error, least and most are those of the sample"
 
 
 def _summary(result: InspectResult) -> View:
@@ -92,8 +105,10 @@ def _sentences(result: InspectResult) -> Iterator[str]:
     if scanned:
         zero = sum(each.zero or 0 for each in scanned)
         broken = sum(each.not_finite or 0 for each in scanned)
+        about = f"{count(result.rows_read)} were read: by these, about " if result.sampled else ""
         yield (
-            f"Of its {count(rows)} rows, {count(zero)} are zero and {count(broken)} are not finite."
+            f"Of its {count(rows)} rows, {about}{count(zero)} are zero and {count(broken)} are not "
+            "finite."
         )
     used = [each for each in result.columns if each.hit_rows is not None]
     if used:
@@ -101,7 +116,8 @@ def _sentences(result: InspectResult) -> Iterator[str]:
         yield f"The corpus uses {percent(share)} of them."
     twins = [own.duplicates.twin_share for own in result.duplicates]
     if twins and max(twins) > 0:
-        yield f"{percent(max(twins))} of the rows equal another row."
+        most = "At most " if any(own.duplicates.bound for own in result.duplicates) else ""
+        yield f"{most}{percent(max(twins))} of the rows equal another row."
 
 
 def inspection_views(result: InspectResult) -> Iterator[View]:
@@ -222,7 +238,10 @@ def _hottest(result: InspectResult) -> View:
 
 def _duplicates(result: InspectResult) -> View:
     rows = tuple(
-        (each.layer, own.rows, Estimate(own.distinct, own.distinct_error), own.twin_share)
+        (
+            *(each.layer, own.rows, Estimate(own.distinct, own.distinct_error)),
+            Estimate(own.twin_share, bound=True) if own.bound else own.twin_share,
+        )
         for each in result.duplicates
         for own in (each.duplicates,)
     )
@@ -242,8 +261,8 @@ def _duplicates(result: InspectResult) -> View:
     return View(
         name="duplicates",
         title="Duplicate rows",
-        lead="Rows with the same bytes, estimated from a sample that rows choose by the hash of "
-        "their bytes. Trained rows differ: duplicates are rows that training never moved apart.",
+        lead=f"Rows with the same bytes, {_HOW_FOUND[result.sampled]}. Trained rows differ: "
+        "duplicates are rows that training never moved apart.",
         parts=tuple(parts),
     )
 
@@ -302,9 +321,16 @@ def _contents(own: Columns | None) -> tuple[Cell, ...]:
     if own is None:
         return (None,) * 9
     return (
-        *(own.hit_rows, own.max_hits, own.zero, own.not_finite),
-        *(own.mean, own.least, own.most, own.hit_mean, own.unhit_mean),
+        *(own.hit_rows, own.max_hits),
+        *(_estimate(own.zero, own.zero_error), _estimate(own.not_finite, own.not_finite_error)),
+        *(_estimate(own.mean, own.mean_error), own.least, own.most),
+        _estimate(own.hit_mean, own.hit_mean_error),
+        _estimate(own.unhit_mean, own.unhit_mean_error),
     )
+
+
+def _estimate(value: float | None, error: float) -> Cell:
+    return Estimate(value, error) if value is not None and error else value
 
 
 def probe_view(found: ProbeResult) -> View:

@@ -67,7 +67,9 @@ class InspectResult:
     `format` is `kind`, None for a vocabulary; `foreign`: whether it is another program's.
     `multipliers`: by layer, as strings, since they exceed 53 bits. `columns`, `norms`, `duplicates`
     and `hottest` are empty where no rows were read, `probe` is None where nothing was asked.
-    `read`: headers and rows, and of a source behind an address everything else too.
+    `rows_read`: the rows whose vectors were read; where they were `sampled`, figures of rows are
+    estimates, with their errors in `columns`. `read`: headers and rows, and of a source behind an
+    address everything else too.
     """
 
     path: Path
@@ -93,5 +95,7 @@ class InspectResult:
     stats: Path | None = None
     read_bytes: int = 0
     seconds: float = 0.0
+    sampled: bool = False
+    rows_read: int = 0
     read: ReadCount | None = None
     report: Path | None = None

@@ -1,4 +1,4 @@
-"""Reads the rows of an artifact in one pass, for `inspect`."""
+"""Reads the rows of an artifact, all in one pass or a sample, for `inspect`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from engram_cli.commands.inspect.result import HotRow, LayerRows, NormBins
 from engram_cli.commands.lookup.rows import named_ngrams
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
+from engram_cli.remote.path import is_remote
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.stats.names import Names
 from engram_cli.stats.sampling.row_ngrams import RowNgram, RowNgrams
 from engram_cli.table.scan.kernels.rows import BINS, STEPS
+from engram_cli.table.scan.sample import is_sampled, scan_sample
 from engram_cli.table.scan.scan import Columns, Hottest, scan_hits, scan_layer
 from engram_cli.table.scan.source import LayerReader
 
@@ -26,11 +28,18 @@ _BIAS = 127
 
 
 def inspect_rows(
-    source: RowSource, companions: Companions, *, hottest: int, threads: int, progress: Progress
+    source: RowSource,
+    companions: Companions,
+    *,
+    hottest: int,
+    full: bool,
+    threads: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Return the keys of an InspectResult that come from the rows. Raises ArtifactError.
 
-    `hottest`: rows listed of each order.
+    `hottest`: rows listed of each order. `full`: read every row. Rows behind an address all are:
+    a sample would take a request for each few of them.
     """
     layout = source.layout
     statistics = companions.statistics_of(source, progress)
@@ -43,13 +52,19 @@ def inspect_rows(
     readers = {}
     if source.dim is not None:
         readers = {layer: LayerReader(source, layer, counted) for layer in source.layers}
-    read = sum(sum(layout.layer(n).moduli) * r.stored_row_bytes for n, r in readers.items())
-    progress.start("inspect", read, "bytes")
-    begin = time.perf_counter()
+    scans = dict.fromkeys(readers, scan_layer)
+    if not (full or is_remote(source.path)):
+        scans |= {layer: scan_sample for layer, own in readers.items() if is_sampled(own)}
+    some = any(scan is scan_sample for scan in scans.values())
+    whole = sum(sum(layout.layer(n).moduli) * r.stored_row_bytes for n, r in readers.items())
+    progress.start("inspect", None if some else whole, "bytes")
+    begin, read, read_bytes = time.perf_counter(), 0, 0
     for layer in source.layers:
         entry = layout.layer(layer)
         if layer in readers:
-            scan = scan_layer(readers[layer], threads=threads, progress=progress)
+            scan = scans[layer](readers[layer], threads=threads, progress=progress)
+            read += scan.read
+            read_bytes += scan.read * readers[layer].stored_row_bytes
         elif counted is not None:
             scan = scan_hits(layout, layer, counted.lines(layer, HITS, 0, entry.rows))
         else:
@@ -67,7 +82,9 @@ def inspect_rows(
         "duplicates": tuple(duplicates),
         "hottest": tuple(hot),
         "stats": None if statistics is None else statistics.path,
-        "read_bytes": read,
+        "sampled": some,
+        "rows_read": read,
+        "read_bytes": read_bytes,
         "seconds": time.perf_counter() - begin,
     }
 

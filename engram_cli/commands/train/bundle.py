@@ -20,6 +20,7 @@ from engram_cli.commands.requests.corpus import CompressVocabRequest, FillReques
 from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import InputError
 from engram_cli.formats.bundle import BUNDLE_NAME
 from engram_cli.formats.bundle_spec import layer_number
 from engram_cli.hashing.layout import HashLayout
@@ -28,6 +29,7 @@ from engram_cli.progress import Progress, WithoutNotes
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import RowType
 from engram_cli.rows.safetensors import checkpoint_files, raw_header
+from engram_cli.table.inits.corpus.pairs import has_mixes
 from engram_cli.training import defaults
 
 PACKED_FORMAT, PACKED_DTYPE = "nanogpt", "uint32"
@@ -50,8 +52,10 @@ def choose_geometry(
     a share of the model's. What the request names stays.
     """
     scheme = request.geometry.scheme or DEFAULT_SCHEME
-    layers = tuple(layer_number(scheme, place) for place in paper_layers(model.num_layers))
-    first = Geometry(layers=layers)
+    first = Geometry()
+    if not SCHEMES.load(scheme).at_embedding:
+        places = paper_layers(model.num_layers)
+        first = Geometry(layers=tuple(layer_number(scheme, place) for place in places))
     if scheme == DEFAULT_SCHEME:
         first = replace(first, orders=defaults.ORDERS, heads=defaults.HEADS)
     if takes_raw_ids(scheme):
@@ -79,14 +83,24 @@ def count_parameters(checkpoint: Path) -> int:
     return sum(prod(e.get("shape", ())) for file in files for e in raw_header(file)[0].values())
 
 
+def check_first_rows(request: TrainRequest, layout: HashLayout) -> None:
+    """Raise InputError for rows that stay as they start, and can only start random."""
+    if request.rows == "frozen" and not has_mixes(layout):
+        raise InputError(
+            f"--rows frozen: rows of {layout.scheme} start random, for a text cannot fill them",
+            "leave --rows out, so that they learn, or name another --scheme",
+        )
+
+
 def _described(layout: HashLayout, dim: int, stored: RowType, places: Sequence[int]) -> str:
     """Return what a new memory consists of, to read; `places`: the decoder layers that get it."""
     layers = [str(place) for place in places]
     rows = sum(entry.rows for entry in layout.layers)
     size = rows * stored.row_bytes(dim)
+    start = "filled with the text's next tokens" if has_mixes(layout) else "random at first"
     return (
         f"making a memory for decoder layer{'s' * (len(layers) > 1)} {', '.join(layers)}: "
-        f"{rows:,} rows of {dim} values, {size / 1e6:,.1f} MB, filled with the text's next tokens"
+        f"{rows:,} rows of {dim} values, {size / 1e6:,.1f} MB, {start}"
     )
 
 
@@ -115,7 +129,8 @@ def make_bundle(
     )
     if not here.table.exists():
         if text is not None:
-            placed = place_layers(layout, None, None, model, here.table).decoder_layers
+            every = place_layers(layout, layout.layer_ids, None, model, here.table)
+            placed = every.decoder_layers
             progress.note(_described(layout, dim, DTYPES.load(dtype), placed))
             packed: dict[str, Any] = {
                 "sources": (text,),
@@ -127,14 +142,16 @@ def make_bundle(
             if not here.stats.exists():
                 counting = HashStatsRequest(geometry=geometry, vocab=here.vocab, **packed)
                 hash_stats(counting, quiet)
-            fill = FillRequest(**packed)
-            base = replace(base, init="next-token", fill=fill, stats=here.stats)
+            base = replace(base, init="normal", stats=here.stats)
+            if has_mixes(layout):
+                base = replace(base, init="next-token", fill=FillRequest(**packed))
         build_table(base, quiet)
     attach_checkpoint(
         AttachRequest(
             checkpoint=request.checkpoint,
             table=here.table,
             out=out,
+            layers=layout.layer_ids,
             tokenizer=request.tokenizer,
             reference=True,
             seed=request.train_seed,

@@ -14,6 +14,7 @@ from engram_cli.commands.init_corpus import guess_tokens
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.trace import check_tokenizer
 from engram_cli.commands.train.bundle import (
+    check_first_rows,
     choose_geometry,
     count_parameters,
     make_bundle,
@@ -140,6 +141,7 @@ def _open_layout(
         return tokenizer, None, read_bundle(bundle_folder(request.bundle)).spec.layout
     vocab = vocabulary(tokenizer.path, here, progress)
     layout = choose_geometry(request, model, 0, 0, vocab)
+    check_first_rows(request, layout)
     check_vocabulary(layout, model, request.checkpoint, tokenizer.path, (vocab,))
     return tokenizer, vocab, layout
 

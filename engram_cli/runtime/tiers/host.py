@@ -30,7 +30,7 @@ from engram_cli.rows.dtypes import RecordLayout
 from engram_cli.rows.safetensors import map_tensor
 from engram_cli.rows.source import Span
 from engram_cli.runtime.tiers import renew_in_children
-from engram_cli.runtime.tiers.records import read_rows, record_layout
+from engram_cli.runtime.tiers.records import patched_records, read_rows, record_layout
 from engram_cli.runtime.tiers.shared_rows import contents, in_file
 from engram_cli.shared_copy import HEADER_BYTES, Advance, Contents, open_copy
 
@@ -74,7 +74,9 @@ class HostRows:
         """
         layout = record_layout(bundle.spec)
         if shared and not pinned and (found := in_file(bundle, layer)):
-            return cls(torch.from_numpy(map_tensor(*found)))
+            mapped = torch.from_numpy(map_tensor(*found))  # privately: patches do not reach it
+            _patch(mapped, bundle, layer)
+            return cls(mapped)
         if shared:
             if pinned:
                 _gather_pool()
@@ -247,6 +249,14 @@ def _fill(
     with ThreadPoolExecutor(_threads()) as pool:
         for done in [pool.submit(read, *task) for task in tasks]:
             done.result()
+    _patch(records, bundle, layer)
+
+
+def _patch(records: Tensor, bundle: Bundle, layer: int) -> None:
+    """Write the records of the rows that patches replace."""
+    patched = patched_records(bundle, layer)
+    if patched is not None:
+        records.index_copy_(0, torch.from_numpy(np.array(patched[0])), patched[1])
 
 
 def _cudart() -> Any:
