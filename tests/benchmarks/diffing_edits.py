@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,6 @@ def rows_of(layout: HashLayout, ngrams: NDArray[np.int32]) -> Rows:
 def _measure(
     before: Path, after: Path, source: Path, folder: Path, planted: set[tuple[int, ...]]
 ) -> dict[str, Any]:
-    begin = time.perf_counter()
     result = diff(
         DiffRequest(
             before=before,
@@ -148,8 +146,6 @@ def _measure(
         "named": len(named),
         "precision": round(len(named & planted) / max(len(named), 1), 4),
         "recall": round(len(named & planted) / len(planted), 4),
-        "seconds": round(time.perf_counter() - begin, 1),
-        "of comparing": round(result.compare_seconds, 1),
     }
 
 

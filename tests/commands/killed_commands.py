@@ -324,16 +324,16 @@ def merge(here: Path, force: bool) -> None:
 
 
 def changed(here: Path, force: bool) -> None:
-    """With --force in place."""
     update_stats(
         UpdateStatsRequest(
-            to=here / ("changed" if force else "stats-a"),
+            to=here / "stats-a",
             add=(here / "corpus" / "b.txt",),
             remove=(here / "corpus" / "a.txt",),
             workspace=Workspace(here),
-            out=None if force else here / "changed",
+            out=here / "changed",
             threads=1,
             checkpoint_seconds=0.0,
+            force=force,
         )
     )
 
@@ -399,9 +399,7 @@ JOBS = {
     "hash-stats --to": Job(
         "changed",
         changed,
-        lambda here, force: count(
-            here, "changed", force, GEOMETRY, sources=(here / "corpus" / "a.txt",)
-        ),
+        lambda here, force: count(here, "changed", force, OTHER),
     ),
     "build-table": Job(
         "t.zarr",
