@@ -40,7 +40,7 @@ from engram_cli.files import sha256_bytes
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.malloc import trim
-from engram_cli.outputs import prepare_output
+from engram_cli.outputs import clear_output, prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import is_remote
 from engram_cli.report.place import check_page
@@ -136,6 +136,7 @@ def update_stats(request: UpdateStatsRequest, progress: Progress = SILENT) -> Up
         done = _digest(passes)
         if finished is not None and finished == done:
             progress.note(f"{out} has this change already: the run before this one was killed late")
+            clear_output(out, STATISTICS_FOLDER)  # such as the statistics that it replaced
             _clear(out)
             return _again(read_stats(out), request.to, time.perf_counter() - begin)
         if finished is not None:
