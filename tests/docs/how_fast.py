@@ -373,6 +373,8 @@ def scaling() -> str:
                 f"| {found['name']} | {_figure(first['rate'], 'tokens')} | {' | '.join(shown)} |"
             )
         parts.append(f"{_machine(name)}:\n\n" + "\n".join(lines))
+    if len(parts) == 1:
+        parts.append("A machine with sixteen cores has not been measured yet.")
     return "\n\n".join(parts)
 
 
