@@ -42,6 +42,22 @@ def local_copy(path: Path, progress: Progress = SILENT) -> Path:
     return _from_store(path, names, progress)
 
 
+def local_file(path: Path, progress: Progress = SILENT) -> Path:
+    """Return the file `path` if it is one of this machine, else a copy of it.
+
+    Raises as `local_copy`, and FileNotFoundError where there is none.
+    """
+    if not is_remote(path):
+        return path
+    folder = path.parent
+    assert is_remote(folder)
+    path.stat()
+    store = path.session.store
+    if isinstance(store, HubStore):
+        return _from_hub(folder, store, [path.name], progress) / path.name
+    return _from_store(folder, [path.name], progress) / path.name
+
+
 def is_writable_here(path: Path) -> bool:
     """Return whether a folder is one that outputs may go into: not behind an address, no cache."""
     if is_remote(path) or user_cache("copies") in path.parents:

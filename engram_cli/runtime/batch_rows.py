@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engram_cli.errors import RuntimeAttachError, TokenIdError
+from engram_cli.errors import RuntimeAttachError
+from engram_cli.runtime import ops
 from engram_cli.runtime.forward_args import Call, document_ages, real_positions
-from engram_cli.runtime.reference import HashTensors, compress, hash_rows, is_hole, visible
+from engram_cli.runtime.reference import HashTensors
 
 
 class RowFinder:
@@ -21,7 +22,6 @@ class RowFinder:
     def __init__(self, hashed: HashTensors, *, packed: bool) -> None:
         self.hashed = hashed
         self.packed = packed
-        self.has_holes = bool(is_hole(hashed.lookup).any())
         fits = max(hashed.heights) <= torch.iinfo(torch.int32).max
         self.dtype = torch.int32 if fits else torch.int64
 
@@ -33,28 +33,11 @@ class RowFinder:
         """
         call = Call(0, ids=ids, mask=mask, positions=places)
         keep = real_positions(mask, 0, ids.shape[1])
-        tokens = compressed(self.hashed, ids)
+        age = document_ages(call, 0, ids) if self.packed else None
         dead = None if keep is None else ~keep
-        if self.has_holes:
-            holes = is_hole(tokens)
-            dead = holes if dead is None else dead | holes
-        seen = visible(self.hashed, tokens, tokens.new_zeros(len(ids)), dead)
-        if self.packed:
-            seen = torch.minimum(seen, document_ages(call, 0, ids) + 1)
-        before = tokens.new_zeros(len(ids), self.hashed.max_order - 1)
-        rows = hash_rows(self.hashed, torch.cat((before, tokens), dim=1), seen)
+        rows = ops.hash_call(self.hashed, ids, None, dead, age).rows
+        assert rows is not None
         return rows.transpose(0, 1).to(self.dtype).contiguous()
-
-
-def compressed(hashed: HashTensors, ids: Tensor) -> Tensor:
-    """Return the compressed ids of raw ones. Raises TokenIdError for ids outside the vocabulary."""
-    try:
-        return compress(hashed, ids)
-    except IndexError:
-        raise TokenIdError(
-            f"input_ids has ids outside 0..{len(hashed.lookup) - 1}",
-            "was the text tokenised with another tokenizer?",
-        ) from None
 
 
 def given_rows(rows: Tensor, hashed: HashTensors, ids: Tensor, past: int | Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.rows.safetensors import Array
 from engram_cli.runtime import ops
-from engram_cli.runtime.batch_rows import compressed, given_rows
+from engram_cli.runtime.batch_rows import given_rows
 from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
 from engram_cli.runtime.forward_args import (
     Call,
@@ -39,14 +39,16 @@ from engram_cli.runtime.past import (
     unseen_state,
 )
 from engram_cli.runtime.reference import (
+    HashedCall,
     HashTensors,
-    carry_after,
+    before,
+    compressed,
     hash_rows,
     is_hole,
     visible,
 )
 from engram_cli.runtime.sharding.trained.rows import ShardedRows, look_up, sharded_rows
-from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
+from engram_cli.runtime.state import KEEP, DecodeState, keep_on
 from engram_cli.runtime.step import Replays, Step
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers import PlacedRows
@@ -285,38 +287,24 @@ class Memory(nn.Module):
         keep = real_positions(call.mask, past, ids.shape[1])
         if isinstance(past, int) and past == 0:
             check_start(call, keep)
-        tokens = compressed(hashed, ids)
-        dead = None if keep is None else ~keep.to(tokens.device)
-        if self.has_holes:
-            holes = is_hole(tokens)
-            dead = holes if dead is None else dead | holes
-        history, carry = self._history(hashed, state, tokens)
-        seen = visible(hashed, tokens, carry, dead)
-        age = None
-        if self.spec.packed:
-            age = document_ages(call, past, ids).to(seen.device)
-            seen = torch.minimum(seen, age + 1)
-        rows = vectors = None
+        dead = None if keep is None else ~keep.to(ids.device)
+        age = document_ages(call, past, ids).to(ids.device) if self.spec.packed else None
+        recent, vectors = state.recent_tokens(), None
+        if ops.has_kernels(ids.device):
+            is_given = call.rows is not None
+            found, vectors = self._look_up(hashed, ids, recent, dead, age, is_given=is_given)
+        else:
+            found = ops.hash_call(hashed, ids, recent, dead, age)
+        rows = found.rows
         if call.rows is not None:
             rows = given_rows(call.rows, hashed, ids, past)
-        elif not ops.has_kernels(hashed.lookup.device):
-            rows = hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
-        else:
-            back = look_back(history, carry, dead, age)
-            tables = self._tables(hashed.lookup.device)
-            if self.shards is not None and self._reads_at_once(hashed.lookup.device):
-                vectors = ops.look_up_shards(hashed, ids, self.shards, back)
-            elif tables is None:
-                rows = ops.find_rows(hashed, ids, back)
-            else:
-                vectors = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         sharded = sharded_rows(self.layers)
         if rows is not None and len(sharded) == len(self.layers):
             vectors = look_up(list(sharded.values()), rows)
         return Step(
-            tokens=tokens,
-            older=history,
-            seen=seen,
+            tokens=found.tokens,
+            older=found.older,
+            seen=found.seen,
             rows=rows,
             vectors=vectors,
             keep=keep,
@@ -326,6 +314,40 @@ class Memory(nn.Module):
             containers=call.containers,
             trains=torch.is_grad_enabled(),
         )
+
+    def _look_up(
+        self,
+        hashed: HashTensors,
+        ids: Tensor,
+        recent: Tensor | None,
+        dead: Tensor | None,
+        age: Tensor | None,
+        *,
+        is_given: bool,
+    ) -> tuple[HashedCall, Tensor | None]:
+        """Return what `ops.hash_call` does, and the vectors where a kernel looks up all of them.
+
+        Rows are None with vectors, and where they were given with the call.
+        """
+        tokens = compressed(hashed, ids)
+        if self.has_holes:
+            holes = is_hole(tokens)
+            dead = holes if dead is None else dead | holes
+        older, carry = before(hashed, tokens, recent)
+        seen = visible(hashed, tokens, carry, dead)
+        if age is not None:
+            seen = torch.minimum(seen, age + 1)
+        rows = vectors = None
+        if not is_given:
+            back = look_back(older, carry, dead, age)
+            tables = self._tables(ids.device)
+            if self.shards is not None and self._reads_at_once(ids.device):
+                vectors = ops.look_up_shards(hashed, ids, self.shards, back)
+            elif tables is None:
+                rows = ops.find_rows(hashed, ids, back)
+            else:
+                vectors = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
+        return HashedCall(tokens=tokens, seen=seen, older=older, rows=rows), vectors
 
     def _tables(self, device: torch.device) -> list[Table] | None:
         """Return the layers' tables where one operator on `device` can look up all of them."""
@@ -358,16 +380,6 @@ class Memory(nn.Module):
         dtypes = {cast(MemoryModule, module).anchor.dtype for module in self.layers.values()}
         own = dtypes.pop()
         return own if not dtypes and own in FLOATS else torch.float32
-
-    def _history(self, hashed: HashTensors, state: State, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ids before `tokens`, int64[B, N-1], and how many of them may be seen."""
-        older, batch = hashed.max_order - 1, tokens.shape[0]
-        recent = state.recent_tokens()
-        if recent is None:
-            return tokens.new_zeros(batch, older), tokens.new_zeros(batch)
-        recent = recent.to(tokens.device)
-        carry = carry_after(hashed, recent[:, -1, 0], recent[:, -1, 1])
-        return recent[:, recent.shape[1] - older :, 0], carry
 
     def _remember(self, step: Step, names: Sequence[str], output: Any) -> None:
         """Leave the state on the cache, or on the tensors that the model will be given again."""

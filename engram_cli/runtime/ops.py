@@ -17,11 +17,18 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import TokenIdError
-from engram_cli.runtime import gate_autograd, gate_reference, lookup_reference, row_gradients
+from engram_cli.runtime import (
+    cpu_ops,
+    gate_autograd,
+    gate_reference,
+    lookup_reference,
+    reference,
+    row_gradients,
+)
 from engram_cli.runtime.gate_reference import NO_PAST, GateWeights, Past
 from engram_cli.runtime.graph_capture import is_transformed
 from engram_cli.runtime.lookup_reference import NO_LIMITS, LookBack, common_dtype
-from engram_cli.runtime.reference import HashTensors
+from engram_cli.runtime.reference import HashedCall, HashTensors
 from engram_cli.runtime.row_gradients import Rate
 from engram_cli.runtime.tables import FLOATS, Table, dequantise
 
@@ -124,6 +131,23 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
     return torch_ops.call(torch_ops.find_rows, ids, tensors, look_back)
 
 
+def hash_call(
+    tensors: HashTensors,
+    ids: Tensor,
+    recent: Tensor | None,
+    dead: Tensor | None,
+    age: Tensor | None,
+) -> HashedCall:
+    """Return the rows of a call, and what decoding remembers of its ids (`reference.hash_call`).
+
+    Raises TokenIdError.
+    """
+    of_hash = (tensors.lookup, tensors.multipliers, tensors.columns)
+    if not tensors.summed and cpu_ops.takes(ids, recent, dead, age, *of_hash):
+        return cpu_ops.hash_call(tensors, ids, recent, dead, age)
+    return reference.hash_call(tensors, ids, recent, dead, age)
+
+
 def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
     """Write the vectors of rows int64[n] in tiers to `out` [n, dim] (`records.read`)."""
     tiers = _tiers(out.device)
@@ -179,6 +203,8 @@ def gate(
         from engram_cli.runtime.torch_ops_gate import run_gate as run
     elif gate_autograd.applies(weights, hidden, projected, past):
         run = gate_autograd.gate
+    elif cpu_ops.takes_gate(weights, hidden, projected, past) and dtype == torch.float32:
+        run = cpu_ops.gate
     else:
         return gate_reference.gate(
             weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engram_cli.errors import TokenIdError
 from engram_cli.vocab.lookup import HOLE
 
 
@@ -149,6 +150,70 @@ def hash_rows(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
             for lag in range(tensors.max_order)
         ],
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashedCall:
+    """What the hash makes of the ids of a call [B, T].
+
+    `tokens` int64[B, T] compressed ids, `seen` int64[B, T] how many tokens of its n-gram a position
+    sees, `older` int64[B, N-1] the compressed ids before `tokens`, `rows` int64[L, B, T, C], None
+    where they are not needed.
+    """
+
+    tokens: Tensor
+    seen: Tensor
+    older: Tensor
+    rows: Tensor | None
+
+
+def hash_call(
+    tensors: HashTensors,
+    ids: Tensor,
+    recent: Tensor | None,
+    dead: Tensor | None,
+    age: Tensor | None,
+) -> HashedCall:
+    """Hash raw ids int64[B, T] that follow `recent` int64[B, t, 2]: compressed ids and `seen`.
+
+    `t` is N-1 or more, None at the start of a text; `dead` bool[B, T]: padding, which sees nothing
+    and is a wall; a token without a compressed id is one, too. `age` int64[B, T]: earlier positions
+    of the same document. Raises TokenIdError.
+    """
+    tokens = compressed(tensors, ids)
+    holes = is_hole(tokens)
+    older, carry = before(tensors, tokens, recent)
+    seen = visible(tensors, tokens, carry, holes if dead is None else dead | holes)
+    if age is not None:
+        seen = torch.minimum(seen, age + 1)
+    rows = hash_rows(tensors, torch.cat((older, tokens), dim=1), seen)
+    return HashedCall(tokens=tokens, seen=seen, older=older, rows=rows)
+
+
+def compressed(tensors: HashTensors, ids: Tensor) -> Tensor:
+    """Return `compress`. Raises TokenIdError for ids outside the vocabulary."""
+    try:
+        return compress(tensors, ids)
+    except IndexError:
+        raise no_token(tensors) from None
+
+
+def no_token(tensors: HashTensors) -> TokenIdError:
+    """Return the error for ids outside the vocabulary."""
+    return TokenIdError(
+        f"input_ids has ids outside 0..{len(tensors.lookup) - 1}",
+        "was the text tokenised with another tokenizer?",
+    )
+
+
+def before(tensors: HashTensors, tokens: Tensor, recent: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the ids before `tokens`, int64[B, N-1], and how many of them may be seen."""
+    older, batch = tensors.max_order - 1, tokens.shape[0]
+    if recent is None:
+        return tokens.new_zeros(batch, older), tokens.new_zeros(batch)
+    recent = recent.to(tokens.device)
+    carry = carry_after(tensors, recent[:, -1, 0], recent[:, -1, 1])
+    return recent[:, recent.shape[1] - older :, 0], carry
 
 
 def is_hole(tokens: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
-"""engram-peft's memory on a model, where it can be imported: Python 3.12, beside trl."""
+"""engram-peft's memory on a model, where the package can be imported."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
+import typing
 from typing import Any
 
+import typing_extensions
 from torch import nn
 
-# Its modules use typing.override.
-PRESENT = sys.version_info >= (3, 12) and importlib.util.find_spec("engram_peft") is not None
+PRESENT = importlib.util.find_spec("engram_peft") is not None
+if PRESENT and not hasattr(typing, "override"):  # Python 3.11 has none, and its modules use it
+    typing.override = typing_extensions.override  # type: ignore[attr-defined]
 
 
 def attached(

@@ -22,25 +22,36 @@ def wait(device: torch.device) -> None:
 def one_at_a_time(contestants: dict[str, Calls], device: torch.device, rounds: int) -> Any:
     """Seconds of each call, from the host's clock until its result is on the device.
 
-    Contestants take turns; each round has other inputs. The first round warms up.
+    Contestants take turns, each time in another order. The inputs of a turn are used by nobody
+    just before: who reads the rows that another one has read finds their pages known to the GPU.
+    The first round warms up.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
-        for name, calls in contestants.items():
+        for place, name in enumerate(rotated(list(contestants), turn)):
+            calls = contestants[name]
+            call = calls[(turn * len(contestants) + place) % len(calls)]
             wait(device)
             begin = time.perf_counter()
-            calls[turn % len(calls)]()
+            call()
             wait(device)
             if turn:
                 times[name].append(time.perf_counter() - begin)
     return times
 
 
+def rotated(names: list[str], turn: int) -> list[str]:
+    """The names, another one first each turn."""
+    first = turn % len(names)
+    return names[first:] + names[:first]
+
+
 def in_a_row(runs: dict[str, tuple[Callable[[], Any], int]], device: torch.device) -> Any:
     """Seconds a call of runs that make several, one after another without a wait between."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(4):
-        for name, (run, count) in runs.items():
+        for name in rotated(list(runs), turn):
+            run, count = runs[name]
             wait(device)
             begin = time.perf_counter()
             run()
