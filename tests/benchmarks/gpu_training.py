@@ -41,7 +41,7 @@ NOTE = (
     "those of 12 batches in turn. torch gets its row numbers ready-made; engram hashes the "
     "tokens, forward and backward. Wall time of 24 steps, the device waited for at the end; "
     "medians of 5 rounds, all contestants in turn, another first each time. engram's optimisers "
-    "make CUDA graphs of their own steps. `CUDA graph`: the whole step is in one, 12 steps a graph; "
+    "make CUDA graphs of their own steps. `CUDA graph`: whole steps are, 12 of them in one; "
     "one with F.embedding(sparse=True) cannot be, since it waits for the number of rows."
 )
 Step = Callable[[int], None]
