@@ -12,38 +12,38 @@ from typing import TYPE_CHECKING, Any
 from engram_cli.version import __version__
 
 if TYPE_CHECKING:
-    from engram_cli.commands.attach import AttachResult as AttachResult
-    from engram_cli.commands.attach import attach_checkpoint as attach_checkpoint
+    from engram_cli.commands.attach.command import AttachResult as AttachResult
+    from engram_cli.commands.attach.command import attach_checkpoint as attach_checkpoint
     from engram_cli.commands.build_table import BuildTableResult as BuildTableResult
     from engram_cli.commands.build_table import build_table as build_table
     from engram_cli.commands.compress_vocab import CompressVocabResult as CompressVocabResult
     from engram_cli.commands.compress_vocab import run_compress_vocab as run_compress_vocab
-    from engram_cli.commands.convert import ConvertResult as ConvertResult
-    from engram_cli.commands.convert import convert_table as convert_table
-    from engram_cli.commands.convert_to import WriteResult as WriteResult
-    from engram_cli.commands.convert_to import convert as convert
-    from engram_cli.commands.demo import DemoResult as DemoResult
-    from engram_cli.commands.demo import run_demo as run_demo
-    from engram_cli.commands.diff import diff as diff
-    from engram_cli.commands.diff_result import DiffResult as DiffResult
-    from engram_cli.commands.doctor import DoctorResult as DoctorResult
-    from engram_cli.commands.doctor import doctor as doctor
-    from engram_cli.commands.evaluate import evaluate as evaluate
-    from engram_cli.commands.evaluate_result import EvaluateResult as EvaluateResult
+    from engram_cli.commands.convert.command import ConvertResult as ConvertResult
+    from engram_cli.commands.convert.command import convert_table as convert_table
+    from engram_cli.commands.convert.to import WriteResult as WriteResult
+    from engram_cli.commands.convert.to import convert as convert
+    from engram_cli.commands.demo.command import DemoResult as DemoResult
+    from engram_cli.commands.demo.command import run_demo as run_demo
+    from engram_cli.commands.diff.command import diff as diff
+    from engram_cli.commands.diff.result import DiffResult as DiffResult
+    from engram_cli.commands.doctor.command import DoctorResult as DoctorResult
+    from engram_cli.commands.doctor.command import doctor as doctor
+    from engram_cli.commands.evaluate.command import evaluate as evaluate
+    from engram_cli.commands.evaluate.result import EvaluateResult as EvaluateResult
     from engram_cli.commands.geometry import Geometry as Geometry
-    from engram_cli.commands.golden import GoldenResult as GoldenResult
-    from engram_cli.commands.golden import golden as golden
+    from engram_cli.commands.golden.command import GoldenResult as GoldenResult
+    from engram_cli.commands.golden.command import golden as golden
     from engram_cli.commands.hash_stats import HashStatsResult as HashStatsResult
     from engram_cli.commands.hash_stats import hash_stats as hash_stats
-    from engram_cli.commands.inspect import inspect as inspect
-    from engram_cli.commands.inspect_result import InspectResult as InspectResult
-    from engram_cli.commands.lookup import LookupResult as LookupResult
-    from engram_cli.commands.lookup import lookup as lookup
+    from engram_cli.commands.inspect.command import inspect as inspect
+    from engram_cli.commands.inspect.result import InspectResult as InspectResult
+    from engram_cli.commands.lookup.command import LookupResult as LookupResult
+    from engram_cli.commands.lookup.command import lookup as lookup
     from engram_cli.commands.merge_stats import MergeStatsRequest as MergeStatsRequest
     from engram_cli.commands.merge_stats import MergeStatsResult as MergeStatsResult
     from engram_cli.commands.merge_stats import merge_stats as merge_stats
-    from engram_cli.commands.plan import PlanResult as PlanResult
-    from engram_cli.commands.plan import plan as plan
+    from engram_cli.commands.plan.command import PlanResult as PlanResult
+    from engram_cli.commands.plan.command import plan as plan
     from engram_cli.commands.probe import ProbeResult as ProbeResult
     from engram_cli.commands.probe import probe as probe
     from engram_cli.commands.report import ReportResult as ReportResult
@@ -69,12 +69,15 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.tables import BuildTableRequest as BuildTableRequest
     from engram_cli.commands.requests.tables import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.train import TrainRequest as TrainRequest
+    from engram_cli.commands.requests.update_stats import UpdateStatsRequest as UpdateStatsRequest
     from engram_cli.commands.trace import TraceResult as TraceResult
     from engram_cli.commands.trace import trace_text as trace_text
-    from engram_cli.commands.train import TrainResult as TrainResult
-    from engram_cli.commands.train import train as train
-    from engram_cli.commands.verify import VerifyResult as VerifyResult
-    from engram_cli.commands.verify import verify as verify
+    from engram_cli.commands.train.command import TrainResult as TrainResult
+    from engram_cli.commands.train.command import train as train
+    from engram_cli.commands.update_stats import UpdateStatsResult as UpdateStatsResult
+    from engram_cli.commands.update_stats import update_stats as update_stats
+    from engram_cli.commands.verify.command import VerifyResult as VerifyResult
+    from engram_cli.commands.verify.command import verify as verify
     from engram_cli.commands.workspace import Workspace as Workspace
     from engram_cli.errors import ArtifactError as ArtifactError
     from engram_cli.errors import CheckFailed as CheckFailed
@@ -111,7 +114,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ArtifactError": "engram_cli.errors",
     "AttachRequest": "engram_cli.commands.requests.tables",
-    "AttachResult": "engram_cli.commands.attach",
+    "AttachResult": "engram_cli.commands.attach.command",
     "Budget": "engram_cli.commands.requests.plan",
     "BuildTableRequest": "engram_cli.commands.requests.tables",
     "BuildTableResult": "engram_cli.commands.build_table",
@@ -120,26 +123,26 @@ _HOMES = {
     "CompressVocabResult": "engram_cli.commands.compress_vocab",
     "CompressedVocab": "engram_cli.vocab.compress",
     "ConvertRequest": "engram_cli.commands.requests.tables",
-    "ConvertResult": "engram_cli.commands.convert",
+    "ConvertResult": "engram_cli.commands.convert.command",
     "CorpusError": "engram_cli.errors",
     "DemoRequest": "engram_cli.commands.requests.reading",
-    "DemoResult": "engram_cli.commands.demo",
+    "DemoResult": "engram_cli.commands.demo.command",
     "DiffRequest": "engram_cli.commands.requests.diff",
-    "DiffResult": "engram_cli.commands.diff_result",
+    "DiffResult": "engram_cli.commands.diff.result",
     "DependencyError": "engram_cli.errors",
     "EngineError": "engram_cli.errors",
     "EngramCallback": "engram_cli.training.callback",
     "EngramCollator": "engram_cli.training.collator",
     "EngramError": "engram_cli.errors",
     "DoctorRequest": "engram_cli.commands.requests.doctor",
-    "DoctorResult": "engram_cli.commands.doctor",
+    "DoctorResult": "engram_cli.commands.doctor.command",
     "EvaluateRequest": "engram_cli.commands.requests.evaluation",
-    "EvaluateResult": "engram_cli.commands.evaluate_result",
+    "EvaluateResult": "engram_cli.commands.evaluate.result",
     "ExploreRequest": "engram_cli.commands.requests.explore",
     "FillRequest": "engram_cli.commands.requests.corpus",
     "Geometry": "engram_cli.commands.geometry",
     "GoldenRequest": "engram_cli.commands.requests.reading",
-    "GoldenResult": "engram_cli.commands.golden",
+    "GoldenResult": "engram_cli.commands.golden.command",
     "Hardware": "engram_cli.table.planning.placement",
     "HashLayout": "engram_cli.hashing.layout",
     "HashStatsRequest": "engram_cli.commands.requests.corpus",
@@ -147,16 +150,16 @@ _HOMES = {
     "IncompleteError": "engram_cli.errors",
     "InputError": "engram_cli.errors",
     "InspectRequest": "engram_cli.commands.requests.reading",
-    "InspectResult": "engram_cli.commands.inspect_result",
+    "InspectResult": "engram_cli.commands.inspect.result",
     "LayoutError": "engram_cli.errors",
     "LookupRequest": "engram_cli.commands.requests.reading",
-    "LookupResult": "engram_cli.commands.lookup",
+    "LookupResult": "engram_cli.commands.lookup.command",
     "MergeStatsRequest": "engram_cli.commands.merge_stats",
     "MergeStatsResult": "engram_cli.commands.merge_stats",
     "MismatchError": "engram_cli.errors",
     "OutputError": "engram_cli.errors",
     "PlanRequest": "engram_cli.commands.requests.plan",
-    "PlanResult": "engram_cli.commands.plan",
+    "PlanResult": "engram_cli.commands.plan.command",
     "ProbeRequest": "engram_cli.commands.requests.probe",
     "ProbeResult": "engram_cli.commands.probe",
     "Progress": "engram_cli.progress",
@@ -169,39 +172,42 @@ _HOMES = {
     "TraceRequest": "engram_cli.commands.requests.reading",
     "TraceResult": "engram_cli.commands.trace",
     "TrainRequest": "engram_cli.commands.requests.train",
-    "TrainResult": "engram_cli.commands.train",
+    "TrainResult": "engram_cli.commands.train.command",
     "UndecodableError": "engram_cli.errors",
+    "UpdateStatsRequest": "engram_cli.commands.requests.update_stats",
+    "UpdateStatsResult": "engram_cli.commands.update_stats",
     "VerifyRequest": "engram_cli.commands.requests.reading",
-    "VerifyResult": "engram_cli.commands.verify",
+    "VerifyResult": "engram_cli.commands.verify.command",
     "VocabularyError": "engram_cli.errors",
     "Workspace": "engram_cli.commands.workspace",
-    "WriteResult": "engram_cli.commands.convert_to",
+    "WriteResult": "engram_cli.commands.convert.to",
     "attach": "engram_cli.runtime.attach",
-    "attach_checkpoint": "engram_cli.commands.attach",
+    "attach_checkpoint": "engram_cli.commands.attach.command",
     "build_table": "engram_cli.commands.build_table",
     "compress_vocab": "engram_cli.vocab.compress",
-    "convert": "engram_cli.commands.convert_to",
-    "convert_table": "engram_cli.commands.convert",
+    "convert": "engram_cli.commands.convert.to",
+    "convert_table": "engram_cli.commands.convert.command",
     "detach": "engram_cli.runtime.attach",
-    "diff": "engram_cli.commands.diff",
-    "doctor": "engram_cli.commands.doctor",
-    "evaluate": "engram_cli.commands.evaluate",
-    "golden": "engram_cli.commands.golden",
+    "diff": "engram_cli.commands.diff.command",
+    "doctor": "engram_cli.commands.doctor.command",
+    "evaluate": "engram_cli.commands.evaluate.command",
+    "golden": "engram_cli.commands.golden.command",
     "hash_layout": "engram_cli.hashing.schemes",
     "hash_stats": "engram_cli.commands.hash_stats",
     "hash_tokens": "engram_cli.hashing.hasher",
-    "inspect": "engram_cli.commands.inspect",
-    "lookup": "engram_cli.commands.lookup",
+    "inspect": "engram_cli.commands.inspect.command",
+    "lookup": "engram_cli.commands.lookup.command",
     "merge_stats": "engram_cli.commands.merge_stats",
     "open_table": "engram_cli.table.store",
-    "plan": "engram_cli.commands.plan",
+    "plan": "engram_cli.commands.plan.command",
     "probe": "engram_cli.commands.probe",
     "read_vocab": "engram_cli.vocab.parquet",
     "run_compress_vocab": "engram_cli.commands.compress_vocab",
-    "run_demo": "engram_cli.commands.demo",
+    "run_demo": "engram_cli.commands.demo.command",
     "trace_text": "engram_cli.commands.trace",
-    "train": "engram_cli.commands.train",
-    "verify": "engram_cli.commands.verify",
+    "train": "engram_cli.commands.train.command",
+    "update_stats": "engram_cli.commands.update_stats",
+    "verify": "engram_cli.commands.verify.command",
     "write_report": "engram_cli.commands.report",
     "write_vocab": "engram_cli.vocab.parquet",
 }
@@ -269,6 +275,8 @@ __all__ = [
     "TrainRequest",
     "TrainResult",
     "UndecodableError",
+    "UpdateStatsRequest",
+    "UpdateStatsResult",
     "VerifyRequest",
     "VerifyResult",
     "VocabularyError",
@@ -300,6 +308,7 @@ __all__ = [
     "run_demo",
     "trace_text",
     "train",
+    "update_stats",
     "verify",
     "write_report",
     "write_vocab",

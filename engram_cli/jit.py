@@ -97,6 +97,48 @@ def add_in_any_order(typingctx: Any, a: Any, b: Any) -> Any:
     return kind(kind, kind), codegen
 
 
+def _lanes_that(condition: Callable[[Any, Any, Any], Any]) -> Any:
+    """Return an intrinsic: of 64 values next to each other, the bits of those with a condition."""
+
+    @intrinsic
+    def lanes(typingctx: Any, values: Any, index: Any, limit: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            array = context.make_array(signature.args[0])(context, builder, args[0])
+            item = args[2].type
+            pointer = builder.gep(array.data, [args[1]])
+            pointer = builder.bitcast(pointer, ir.VectorType(item, 64).as_pointer())
+            loaded = builder.load(pointer, align=item.width // 8)
+            found = condition(builder, loaded, _splat(builder, args[2], 64))
+            return builder.bitcast(found, _I64)
+
+        return types.uint64(values, types.intp, values.dtype), codegen
+
+    return lanes
+
+
+def _at_most(builder: Any, values: Any, limit: Any) -> Any:
+    return builder.icmp_unsigned("<=", values, limit)
+
+
+def _without(builder: Any, values: Any, mask: Any) -> Any:
+    return builder.icmp_unsigned("==", builder.and_(values, mask), ir.Constant(mask.type, None))
+
+
+# Of the 64 values of an unsigned array from an index on, bit i says whether the one at index + i is
+# at most a limit, or has none of the bits of a mask.
+lanes_at_most, lanes_without = _lanes_that(_at_most), _lanes_that(_without)
+
+
+@intrinsic
+def lowest_bit(typingctx: Any, bits: Any) -> Any:
+    """Return the number of the lowest bit that is set; there is one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), codegen
+
+
 @intrinsic
 def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Prefetch the cache line of `array[index]` (one-dimensional, contiguous) for writing."""

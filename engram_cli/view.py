@@ -88,8 +88,10 @@ class Column:
         if not error > 0:
             return ""
         digits = 2 if self.digits is None else self.digits
-        points = f"{100 * error:.{digits}f}"
-        return f" ±{points if self.kind == 'percent' else self._number(error)}"
+        if self.kind == "percent":
+            return f" ±{100 * error:.{digits}f}"
+        short = self.kind == "decimal" and self.digits is None
+        return f" ±{error:.1g}" if short else f" ±{self._number(error)}"
 
 
 def counts(*names: str) -> tuple[Column, ...]:

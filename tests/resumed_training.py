@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import train
+from engram_cli.commands.train.command import train
 
 OPTIONS: dict[str, Any] = {
     "device": "cpu",

@@ -20,7 +20,7 @@ from small_tokenizers import byte_level_tokenizer
 from stats.truth import count, layout_of, zipf_documents
 
 from engram_cli.commands.checkpoint import read_model_shape
-from engram_cli.commands.plan_file import read_plan
+from engram_cli.commands.plan.file import read_plan
 from engram_cli.commands.workspace import read_config
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
 from engram_cli.files import MAX_DEPTH, parse_json, read_json

@@ -13,7 +13,7 @@ from engram_cli.commands.requests.diff import DiffRequest
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.diff_result import DiffResult
+    from engram_cli.commands.diff.result import DiffResult
 
 
 @command(DiffRequest)
@@ -26,7 +26,7 @@ def diff(request: DiffRequest, terminal: Terminal) -> None:
 
     The exit code is 0 if nothing changed, 1 if rows changed, 2 for what cannot be compared.
     """
-    from engram_cli.commands.diff import diff as run
+    from engram_cli.commands.diff.command import diff as run
 
     result = run(request, terminal)
     terminal.result(result, *diff_parts(result, verbose=terminal.verbose))
@@ -40,7 +40,7 @@ def diff_parts(result: DiffResult, *, verbose: bool = False) -> list[RenderableT
     """Return what was compared, what was found, and the tables of its views."""
     from engram_cli.cli.render import facts, quantity
     from engram_cli.cli.views import printed
-    from engram_cli.commands.diff_page import described_side, diff_views, sentences
+    from engram_cli.commands.diff.page import described_side, diff_views, sentences
 
     size = result.before.bytes + result.after.bytes
     pace = quantity(size / max(result.compare_seconds, 1e-9), "bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,15 +10,16 @@ import typer
 
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, follow, shown_path
-from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
+from engram_cli.commands.requests.corpus import CompressVocabRequest
+from engram_cli.commands.requests.update_stats import UpdateStatsRequest
+from engram_cli.errors import InputError
 from engram_cli.malloc import bound_arenas
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.compress_vocab import CompressVocabResult
-    from engram_cli.commands.hash_stats import HashStatsResult
-    from engram_cli.commands.merge_stats import MergeStatsResult
+    from engram_cli.commands.hash_stats import HashStatsResult, StatisticsResult
     from engram_cli.view import View
     from engram_cli.vocab.groups import Group, VocabDiff
 
@@ -26,6 +28,12 @@ _OF_MERGING = frozenset(
     (
         *("sources", "merge", "vocab", "out", "force", "workspace", "ngrams", "report"),
         *("as_json", "quiet"),
+    )
+)
+_COUNTED_BEFORE = frozenset(
+    (
+        *("join_documents", "exact", "compare_uncompressed", "group_by", "locality", "holdout"),
+        *("growth", "sample_size"),
     )
 )
 
@@ -47,9 +55,9 @@ def compress_vocab(request: CompressVocabRequest, terminal: Terminal) -> None:
     check_expectation(result, request.expect)
 
 
-@command(HashStatsRequest)
+@command(UpdateStatsRequest)
 def hash_stats(
-    request: HashStatsRequest,
+    request: UpdateStatsRequest,
     terminal: Terminal,
     context: typer.Context,
     merge: Annotated[
@@ -62,12 +70,20 @@ def hash_stats(
         ),
     ] = False,
 ) -> None:
-    """Hash a corpus: measure which rows it uses and how many n-grams share a row."""
+    """Hash a corpus: measure which rows it uses and how many n-grams share a row.
+
+    With --to, add documents to statistics or remove them, without reading the rest of the corpus.
+    """
     bound_arenas()  # before the progress bar starts a second thread
     terminal.start("loading", None, "")
+    if merge and request.to is not None:
+        raise InputError("--merge and --to exclude each other", "merge first, then add or remove")
     if merge:
-        _note_unmerged(terminal, context)
+        _note_idle(terminal, context, _is_unmerged, "merging uses the parts as they were counted")
         _merge(request, terminal, ngrams)
+        return
+    if request.to is not None:
+        _update(request, terminal, context, ngrams)
         return
     from engram_cli.commands.hash_stats import hash_stats as run
 
@@ -78,9 +94,9 @@ def hash_stats(
 
 
 def _print_statistics(
-    result: HashStatsResult | MergeStatsResult,
+    result: StatisticsResult,
     summary: RenderableType,
-    request: HashStatsRequest,
+    request: UpdateStatsRequest,
     terminal: Terminal,
     ngrams: bool,
 ) -> None:
@@ -98,23 +114,27 @@ def _print_statistics(
         terminal.note(f"{'or' if at else 'next'}: {whole}  ({gives})")
 
 
-def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
-    """Print a note with the given options that merging does not use."""
+def _is_unmerged(name: str) -> bool:
+    return name not in _OF_MERGING
+
+
+def _note_idle(
+    terminal: Terminal, context: typer.Context, idle: Callable[[str], bool], why: str
+) -> None:
+    """Print a note with the options of the command line that are `idle`, by name, and `why`."""
     given = [
         parameter.opts[0]
         for parameter in context.command.params
-        if parameter.name not in _OF_MERGING
+        if idle(str(parameter.name))
         and (source := context.get_parameter_source(str(parameter.name))) is not None
         and source.name == "COMMANDLINE"
     ]
     if given:
         have = "has" if len(given) == 1 else "have"
-        terminal.note(
-            f"{', '.join(given)} {have} no effect: merging uses the parts as they were counted"
-        )
+        terminal.note(f"{', '.join(given)} {have} no effect: {why}")
 
 
-def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool) -> None:
+def _merge(request: UpdateStatsRequest, terminal: Terminal, ngrams: bool) -> None:
     from engram_cli.cli.render import count, facts
     from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 
@@ -141,6 +161,39 @@ def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool) -> None:
     _print_statistics(result, merged, request, terminal, ngrams)
 
 
+def _update(
+    request: UpdateStatsRequest, terminal: Terminal, context: typer.Context, ngrams: bool
+) -> None:
+    from engram_cli.cli.render import count, facts
+    from engram_cli.commands.update_stats import update_stats
+
+    if not request.sources:
+        idle = _COUNTED_BEFORE.__contains__
+        _note_idle(terminal, context, idle, "documents are counted as those of --to were")
+    result = update_stats(request, terminal)
+    changes = [
+        (name, f"{count(documents, 'document')}, {tokens:,} tokens")
+        for name, documents, tokens in (
+            ("added", result.added_documents, result.added_tokens),
+            ("removed", result.removed_documents, result.removed_tokens),
+        )
+        if documents
+    ]
+    files = f"{count(result.files, 'file')}, " if result.files else ""
+    summary = [
+        ("before", shown_path(result.to)),
+        *changes,
+        ("corpus", f"{files}{count(result.documents, 'document')}"),
+        ("tokens", f"{result.tokens:,}"),
+        *([("recounted", "all hits are those that the change leaves")] if result.recounted else []),
+        *([("left out", ", ".join(result.left_out))] if result.left_out else []),
+        *held_out(result),
+        ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
+        ("written", shown_path(result.out)),
+    ]
+    _print_statistics(result, facts("Changed statistics", summary), request, terminal, ngrams)
+
+
 def _summary(result: HashStatsResult) -> RenderableType:
     from engram_cli.cli.render import count, facts, quantity
 
@@ -159,7 +212,7 @@ def _summary(result: HashStatsResult) -> RenderableType:
     return facts("Statistics", rows)
 
 
-def views_of(result: HashStatsResult | MergeStatsResult) -> tuple[View, ...]:
+def views_of(result: StatisticsResult) -> tuple[View, ...]:
     """Return the views of all statistics, which are printed."""
     from engram_cli.stats.results import draw_results
     from engram_cli.stats.statistic import Results
@@ -168,7 +221,7 @@ def views_of(result: HashStatsResult | MergeStatsResult) -> tuple[View, ...]:
     return draw_results(Results(tokens=result.tokens, documents=result.documents, found=found))
 
 
-def held_out(result: HashStatsResult | MergeStatsResult) -> list[tuple[str, str]]:
+def held_out(result: StatisticsResult) -> list[tuple[str, str]]:
     """Return the line about held-out tokens; [] if nothing was held out."""
     from engram_cli.stats.statistics.locality import LocalityResult
 

@@ -14,7 +14,7 @@ from engram_cli.commands.requests.doctor import DoctorRequest
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.doctor import DoctorResult
+    from engram_cli.commands.doctor.command import DoctorResult
 
 
 @command(DoctorRequest)
@@ -25,7 +25,7 @@ def doctor(request: DoctorRequest, terminal: Terminal) -> None:
 
     Exits with 0 unless a problem prevents use, with 1 if one does.
     """
-    from engram_cli.commands.doctor import doctor as run
+    from engram_cli.commands.doctor.command import doctor as run
 
     result = run(request, terminal)
     terminal.result(result, *doctor_parts(result))
@@ -40,7 +40,7 @@ def doctor_parts(result: DoctorResult) -> list[RenderableType]:
     from engram_cli.cli.plain import one_line
     from engram_cli.cli.render import facts
     from engram_cli.cli.views import printed
-    from engram_cli.commands.doctor_view import doctor_views
+    from engram_cli.commands.doctor.view import doctor_views
 
     parts: list[RenderableType] = [
         facts("Machine", [(name, one_line(text)) for name, text in _facts(result)]),

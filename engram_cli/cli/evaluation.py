@@ -11,7 +11,7 @@ from engram_cli.commands.requests.evaluation import EvaluateRequest
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.evaluate_result import EvaluateResult
+    from engram_cli.commands.evaluate.result import EvaluateResult
 
 
 @command(EvaluateRequest)
@@ -22,7 +22,7 @@ def evaluate(request: EvaluateRequest, terminal: Terminal) -> None:
     both. The difference is broken down by what the memory could know, by token frequency and by
     position. Runs on a CPU, a GPU, or several: torchrun --nproc-per-node 4 -m engram_cli evaluate.
     """
-    from engram_cli.commands.evaluate import evaluate as run
+    from engram_cli.commands.evaluate.command import evaluate as run
     from engram_cli.commands.processes import leave_processes
 
     result = run(request, terminal)
@@ -43,7 +43,7 @@ def evaluation_parts(result: EvaluateResult) -> list[RenderableType]:
     """Return what was evaluated, and the tables of its views."""
     from engram_cli.cli.render import facts
     from engram_cli.cli.views import printed
-    from engram_cli.commands.evaluate_page import described, evaluation_views
+    from engram_cli.commands.evaluate.page import described, evaluation_views
 
     lines = [("model", shown_path(result.checkpoint))]
     for name, path in (

@@ -13,7 +13,7 @@ from engram_cli.commands.requests.reading import GoldenRequest
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.golden import GoldenCheck, GoldenResult
+    from engram_cli.commands.golden.command import GoldenCheck, GoldenResult
 
 _SHOWN = 4  # explanations
 
@@ -26,7 +26,7 @@ def golden(request: GoldenRequest, terminal: Terminal) -> None:
     compares another program's, tries known faults, and names the one that explains its numbers.
     The exit code of --check is 0 if all is equal, or 1.
     """
-    from engram_cli.commands.golden import golden as run
+    from engram_cli.commands.golden.command import golden as run
 
     result = run(request, terminal)
     terminal.result(result, *golden_parts(result))

@@ -16,8 +16,8 @@ from engram_cli.cli.terminal import shown_path
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
-    from engram_cli.commands.lookup import LookupResult
-    from engram_cli.commands.lookup_rows import Lookup, OrderLookup, TokenLookup
+    from engram_cli.commands.lookup.command import LookupResult
+    from engram_cli.commands.lookup.rows import Lookup, OrderLookup, TokenLookup
 
 _HEADS = 8  # of a line at most
 _BEFORE = 22  # columns of the terminal before the first head

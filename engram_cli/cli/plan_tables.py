@@ -12,9 +12,9 @@ from engram_cli.cli.terminal import shown_path
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.plan import PlanResult
-    from engram_cli.commands.plan_corpus import HotShare
-    from engram_cli.commands.plan_sizes import Alternative
+    from engram_cli.commands.plan.command import PlanResult
+    from engram_cli.commands.plan.corpus import HotShare
+    from engram_cli.commands.plan.sizes import Alternative
     from engram_cli.table.planning.batches import BatchShare
 
 

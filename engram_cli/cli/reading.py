@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from engram_cli.commands.demo import DemoResult
-    from engram_cli.commands.inspect_result import InspectResult
+    from engram_cli.commands.demo.command import DemoResult
+    from engram_cli.commands.inspect.result import InspectResult
     from engram_cli.commands.probe import ProbeResult
     from engram_cli.commands.trace import LayerTrace, TraceResult
-    from engram_cli.commands.verify import VerifyResult
+    from engram_cli.commands.verify.command import VerifyResult
 
 _SHADES = ("grey50", "color(30)", "color(37)", "color(43)", "color(49)", "bold color(51)")
 
@@ -42,7 +42,7 @@ def inspect(request: InspectRequest, terminal: Terminal) -> None:
 
     With --probe, measure how well a table built with --init next-token predicts a text.
     """
-    from engram_cli.commands.inspect import inspect as run
+    from engram_cli.commands.inspect.command import inspect as run
 
     result = run(request, terminal)
     terminal.result(result, *inspect_parts(result))
@@ -57,7 +57,7 @@ def lookup(request: LookupRequest, terminal: Terminal) -> None:
     Layout options apply only to a vocabulary: they show which rows a geometry would use.
     """
     from engram_cli.cli.lookup_tables import lookup_parts
-    from engram_cli.commands.lookup import lookup as run
+    from engram_cli.commands.lookup.command import lookup as run
 
     result = run(request, terminal)
     terminal.result(result, *lookup_parts(result))
@@ -73,7 +73,7 @@ def verify(request: VerifyRequest, terminal: Terminal) -> None:
 
     Exits with 0 if nothing is wrong, or lists what is wrong and exits with 1.
     """
-    from engram_cli.commands.verify import verify as run
+    from engram_cli.commands.verify.command import verify as run
 
     result = run(request, terminal)
     terminal.result(result, *verify_parts(result))
@@ -118,7 +118,7 @@ def trace(request: TraceRequest, terminal: Terminal) -> None:
 @command(DemoRequest)
 def demo(request: DemoRequest, terminal: Terminal) -> None:
     """Run every step on real input: tokenizer, corpus, table, and a small model that uses it."""
-    from engram_cli.commands.demo import run_demo
+    from engram_cli.commands.demo.command import run_demo
 
     result = run_demo(request, terminal)
     terminal.result(result, *_demo(result))
@@ -128,7 +128,7 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     """Return what is known of the artifact, and the tables of its views."""
     from engram_cli.cli.render import count, facts, quantity, read_text
     from engram_cli.cli.views import printed
-    from engram_cli.commands.inspect_page import inspection_views
+    from engram_cli.commands.inspect.page import inspection_views, sampled
 
     size = f"{quantity(result.stored_bytes, 'bytes')} ({result.stored_bytes:,} bytes)"
     remote = result.read if result.read is not None and result.read.requests is not None else None
@@ -143,6 +143,8 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     if result.read_bytes:
         pace = quantity(result.read_bytes / max(result.seconds, 1e-9), "bytes")
         lines.append(("read", f"{quantity(result.read_bytes, 'bytes')} of rows, {pace}/s"))
+    if result.sampled:
+        lines.append(("sample", f"{sampled(result)}; --full reads all"))
     if remote is not None:
         lines.append(("network", read_text(remote)))
     if result.report is not None:
@@ -164,7 +166,7 @@ def probe_parts(result: ProbeResult | None) -> list[RenderableType]:
         return []
     from engram_cli.cli.render import facts, percent
     from engram_cli.cli.views import printed
-    from engram_cli.commands.inspect_page import probe_view
+    from engram_cli.commands.inspect.page import probe_view
 
     known = ", ".join(f"{percent(share, 1)} of the {n}-grams" for n, share in result.known.items())
     lines: list[tuple[str, str | Text]] = [

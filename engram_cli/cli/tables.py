@@ -19,10 +19,10 @@ from engram_cli.commands.workspace import Workspace
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.attach import AttachResult
+    from engram_cli.commands.attach.command import AttachResult
     from engram_cli.commands.build_table import BuildTableResult
-    from engram_cli.commands.convert import ConvertResult
-    from engram_cli.commands.convert_to import WriteResult
+    from engram_cli.commands.convert.command import ConvertResult
+    from engram_cli.commands.convert.to import WriteResult
     from engram_cli.commands.init_corpus import FillPlan
 
 
@@ -33,7 +33,7 @@ def plan(request: PlanRequest, terminal: Terminal) -> None:
     Uses the statistics in the folder, if there are any. Writes nothing except --out.
     """
     from engram_cli.cli.plan_tables import plan_parts
-    from engram_cli.commands.plan import plan as run
+    from engram_cli.commands.plan.command import plan as run
 
     result = run(request, terminal)
     following = None
@@ -71,8 +71,8 @@ def convert(request: ConvertRequest, terminal: Terminal) -> None:
     rows are read again and compared. The same command resumes an interrupted conversion. A GGUF
     file to GGUF keeps its tensors: keys that it lacks are computed from its layout, and named.
     """
-    from engram_cli.commands.convert_to import WriteResult
-    from engram_cli.commands.convert_to import convert as run
+    from engram_cli.commands.convert.to import WriteResult
+    from engram_cli.commands.convert.to import convert as run
 
     result = run(request, terminal)
     if not isinstance(result, WriteResult):
@@ -91,7 +91,7 @@ def attach(request: AttachRequest, terminal: Terminal) -> None:
 
     The memory adds nothing at first: outputs stay bit for bit the same until you train it.
     """
-    from engram_cli.commands.attach import attach_checkpoint
+    from engram_cli.commands.attach.command import attach_checkpoint
 
     result = attach_checkpoint(request, terminal)
     terminal.result(result, *_bundle(result))

@@ -12,7 +12,7 @@ from engram_cli.numbers import counted
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.train import TrainResult
+    from engram_cli.commands.train.command import TrainResult
     from engram_cli.training.results import Course, LossLine
 
 
@@ -24,7 +24,7 @@ def train(request: TrainRequest, terminal: Terminal) -> None:
     interrupted run. For several GPUs: torchrun --nproc-per-node 2 -m engram_cli train ...
     """
     from engram_cli.commands.processes import leave_processes
-    from engram_cli.commands.train import train as run
+    from engram_cli.commands.train.command import train as run
 
     result = run(request, terminal)
     leave_processes()

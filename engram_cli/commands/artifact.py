@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.plan_file import is_plan
+from engram_cli.commands.plan.file import is_plan
 from engram_cli.commands.workspace import WORK, Workspace
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import read_json
@@ -143,13 +143,19 @@ def open_vectors(
 
 
 def require_sound(
-    source: RowSource, hint: str, *, threads: int = 1, progress: Progress = SILENT
+    source: RowSource,
+    hint: str,
+    *,
+    threads: int = 1,
+    progress: Progress = SILENT,
+    copied: frozenset[str] = frozenset(),
 ) -> None:
     """Raise ArtifactError, which names the first problem, when the source does not verify.
 
     What is copied out of an artifact gets checksums of its own, which would vouch for the damage.
+    `copied`: files of a table that are left out, since they are checked when they are copied.
     """
-    checks = Checks(threads=threads, progress=progress)
+    checks = Checks(threads=threads, progress=progress, copied=copied)
     form = FORMATS.load(source.format)
     form.verify(source.path, checks)
     if form.check is None:  # no checksum vouches for the rows

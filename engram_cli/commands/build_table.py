@@ -22,7 +22,7 @@ from engram_cli.commands.init_corpus import (
     write_tokens,
 )
 from engram_cli.commands.output_address import at_address, is_address
-from engram_cli.commands.plan_file import read_plan
+from engram_cli.commands.plan.file import read_plan
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import DEFAULT_DIM, DEFAULT_DTYPE, BuildTableRequest

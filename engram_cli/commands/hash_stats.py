@@ -130,7 +130,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     geometry = with_preset(request.preset, request.geometry)
     geometry = for_checkpoint(geometry, here.folder, vocab, progress)
     request = replace(request, geometry=geometry, preset=None)
-    work, running, stamps = _prepare(request, vocab, out, progress)
+    work, running, stamps = prepare(request, vocab, out, progress)
     with build_lock(running.checkpoints, out):
         trim()  # a tokenizer leaves 30 MB where its file was parsed
         opened = ENGINES.load(request.engine)(request.ray_address, work.reading.threads, progress)
@@ -229,29 +229,37 @@ def write_statistics(
     }
 
 
-def _prepare(
-    request: HashStatsRequest, vocab: Path, out: Path, progress: Progress
+def prepare(
+    request: HashStatsRequest,
+    vocab: Path,
+    out: Path,
+    progress: Progress,
+    layout: HashLayout | None = None,
 ) -> tuple[Work, Running, Stamps | None]:
     """Settle everything before the corpus is read, and note what was chosen.
 
-    What is wrong with the options is reported before what is in the way of the output.
+    What is wrong with the options is reported before what is in the way of the output. `layout`:
+    that of statistics which the counts change, None for the layout of the request. If one is given,
+    `out` only says where checkpoints lie.
     """
     check_encoder(request.encoder)
     sources = find_sources(request.sources, request.corpus)
     check_labelled(sources.files, request.corpus)
-    layout = request.geometry.resolve(vocab)
+    given, layout = layout is not None, layout or request.geometry.resolve(vocab)
     if layout.fold == "oldest-first-late":
         raise InputError(
             f"n-grams of {layout.scheme} are not counted: most do not end at the current token",
             "count with engram-v1, whose primes and multipliers are the same",
         )
-    note_layout(layout, vocab, progress)
+    if not given:
+        note_layout(layout, vocab, progress)
     text = needs_tokenizer(sources.files, request.corpus)
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)
     source_of = sources_of(plan.files, request.group_by)
     threads = request.threads or (1 if request.engine != "local" else os.cpu_count() or 1)
     collector_options, memory = _plan(request, source_of, layout, threads, text)
-    _check_places(request, sources, vocab, out)
+    if not given:
+        _check_places(request, sources, vocab, out)
     check_field(sources.files, request.corpus, progress)
     tokenizer = None
     if text:
@@ -339,15 +347,15 @@ def _check_places(request: HashStatsRequest, sources: Sources, vocab: Path, out:
         clear_finished(resume_folder(out), out)
         clear_lock(resume_folder(out))
     prepare_output(out, STATISTICS_FOLDER, force=request.force, inputs=inputs)
-    _check_writable(out, "--out")
+    check_writable(out, "--out")
     if request.report is not None:
         check_page(
             request.report, request.force, option="--report", inputs=inputs, artifacts=(out,)
         )
-        _check_writable(request.report, "--report")
+        check_writable(request.report, "--report")
 
 
-def _check_writable(out: Path, option: str) -> None:
+def check_writable(out: Path, option: str) -> None:
     """Raise OutputError now rather than after an hour of counting."""
     parent = out.absolute().parent
     while not parent.exists():

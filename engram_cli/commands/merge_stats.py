@@ -121,16 +121,17 @@ def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, s
     earlier = [part for part in parts if part.occurrences() is None]
     if earlier:
         progress.note(
-            f"{earlier[0].path} was counted by an earlier version: the most frequent n-grams and "
-            "the results by use come from a sample of n-grams; count it again for better results"
+            f"{earlier[0].path} has no sample of positions, since documents were removed or an "
+            "earlier version counted it: the results by use come from the sample of n-grams, and "
+            "the most frequent n-grams are left out; count it again for better results"
         )
     whole: Partial | None = None
     dropped: set[str] = set()
     for part in parts:
         try:
-            other = _partial(part)
+            other = partial_of(part)
             dropped |= _exact(other)
-            whole = other if whole is None else _both(whole, other)
+            whole = other if whole is None else merge_two(whole, other)
         except MismatchError as error:
             raise MismatchError(f"{part.path}: {error.message}", error.hint) from None
         except ArtifactError as error:
@@ -140,7 +141,8 @@ def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, s
     return whole, dropped - _exact(whole)
 
 
-def _both(one: Partial, two: Partial) -> Partial:
+def merge_two(one: Partial, two: Partial) -> Partial:
+    """Return both parts as one; without the sources where they are too many together."""
     try:
         return one.merge(two)
     except TooManySources:
@@ -148,7 +150,8 @@ def _both(one: Partial, two: Partial) -> Partial:
         return replace(one, collected=kept).merge(two)
 
 
-def _partial(part: Statistics) -> Partial:
+def partial_of(part: Statistics) -> Partial:
+    """Return all that a statistics folder keeps. Raises ArtifactError."""
     return Partial(counts=part.counts(), collected=read_collected(part.layout, part.partials()))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.corpus import HashStatsRequest
+from engram_cli.commands.requests.update_stats import UpdateStatsRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import EngramError
 from engram_cli.files import address_of
@@ -53,6 +54,19 @@ def merged_facts(parts: Sequence[Path]) -> Facts:
         ("Corpus", f"that of {', '.join(map(str, parts))}"),
         ("Command", f"engram hash-stats --merge {' '.join(names)}"),
     )
+
+
+def updated_facts(request: UpdateStatsRequest) -> Facts:
+    """Return the facts of statistics that were changed by documents."""
+    said, options = f"that of {request.to}", [f"--to {_quoted(str(request.to))}"]
+    for name, word, sources in (
+        ("add", "with", request.add),
+        ("remove", "without", request.remove),
+    ):
+        if sources:
+            said += f", {word} {corpus_name(list(map(str, sources)))}"
+            options += [f"--{name} {_quoted(str(each))}" for each in sources]
+    return (("Corpus", said), ("Command", _command(list(map(str, request.sources)), options)))
 
 
 def stored_facts(statistics: Statistics) -> Facts:

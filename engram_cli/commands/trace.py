@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.artifact import Companions
-from engram_cli.commands.attach_layers import vocab_digest
+from engram_cli.commands.attach.layers import vocab_digest
 from engram_cli.commands.load_model import check_checkpoint, load_model, require_packages
 from engram_cli.commands.requests.evaluation import AUTO
 from engram_cli.commands.requests.options import copied, located
@@ -262,7 +262,7 @@ def model_with_memory(
     not there, RuntimeAttachError for a bundle that does not fit.
     """
     require_packages("torch", "transformers")
-    from engram_cli.commands.evaluate_model import dtype_on, find_processes
+    from engram_cli.commands.evaluate.model import dtype_on, find_processes
     from engram_cli.runtime import attach
 
     where = find_processes(device).device

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from engram_cli.commands.artifact import VOCABULARY, Companions, find_artifact
-from engram_cli.commands.lookup_rows import (
+from engram_cli.commands.lookup.rows import (
     OrderLookup,
     RowLookup,
     SharedRows,
@@ -21,7 +21,7 @@ from engram_cli.commands.lookup_rows import (
     look_up_ngrams,
     look_up_row,
 )
-from engram_cli.commands.lookup_session import LookupSession
+from engram_cli.commands.lookup.session import LookupSession
 from engram_cli.commands.requests.explore import ExploreRequest
 from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.workspace import Workspace

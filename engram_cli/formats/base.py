@@ -44,6 +44,7 @@ class Checks:
     """What a verification has found so far; `problems` is a line for each thing that is wrong.
 
     `compared`: each a `formats.model_folder.Check`. What differs is among the problems too.
+    `copied`: files of a table whose checksums are computed when their bytes are copied.
     """
 
     threads: int = 1
@@ -54,6 +55,7 @@ class Checks:
     compared: list[Any] = field(default_factory=list)
     files: int = 0
     stored_bytes: int = 0
+    copied: frozenset[str] = frozenset()
 
     def take(self, what: str, problems: Sequence[str]) -> None:
         """Note that `what` was checked, and what is wrong with it."""

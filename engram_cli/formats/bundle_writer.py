@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +24,7 @@ from engram_cli.rows.safetensors import Array, FileRecord, TensorSpec
 
 SHARD_BYTES = 5_000_000_000
 
+T = TypeVar("T")
 Rows = Callable[[int], Iterable[tuple[int, Array]]]
 Dense = Callable[[int, bool], Mapping[str, NDArray[np.float32]]]
 
@@ -38,34 +43,35 @@ def write_bundle(
     extra_files: Mapping[str, bytes] | None = None,
     advance: Callable[[int], None] | None = None,
     saved_with: Sequence[str] = (),
+    threads: int = 1,
 ) -> list[FileRecord]:
-    """Write the folder `path`, whole or not at all; never more than a piece of rows in memory.
+    """Write the folder `path`, whole or not at all; never more than a few pieces in memory.
 
     `rows(layer)` yields (first row, [n, width] as stored) ascending, `scales(layer)` in the same
     way the scales of quantised rows, `hits(layer)` uint32[n], None for a bundle without.
     `dense(layer, zero_rows)` is called after the layer's rows. `extra_files`: files that the
     description does not list, so that they may be edited. `advance` is called with the bytes
     written. `saved_with`: the folders of all bundles that are saved in one checkpoint, in the order
-    in which they are attached. Raises OutputError, and ArtifactError when `rows` does not yield the
-    layout's table.
+    in which they are attached. `threads`: how many layers and parts are read and written at a time.
+    Raises OutputError, and ArtifactError when `rows` does not yield the layout's table.
     """
     sources = {ROWS: rows, SCALES: scales, HITS: hits}
     parts = spec.parts if hits is None else (*spec.parts, HITS)
     plan = plan_shards(spec, shard_bytes, parts)
     with new_folder(path, BUNDLE, force=force) as part:
-        records, weights = [], {}
+        counter, tasks = _Counter(advance, threads), []
         for layer in spec.layers:
-            zero_rows = True
             for what in parts:
                 source = sources[what]
                 assert source is not None
-                stream = _Stream(spec, layer, what, source(layer))
                 own = [shard for shard in plan if (shard.layer, shard.part) == (layer, what)]
-                records += [_write_shard(part, spec, shard, stream, advance) for shard in own]
-                stream.finish()
-                if what == ROWS:
-                    zero_rows = stream.all_zero
-            for name, value in dense(layer, zero_rows).items():
+                tasks.append(partial(_write_shards, part, spec, own, source, counter))
+        written = _all_done(tasks, counter)
+        records = [record for some, _ in written for record in some]
+        zero = {stream.layer: stream.all_zero for _, stream in written if stream.part == ROWS}
+        weights: dict[str, Array] = {}
+        for layer in spec.layers:
+            for name, value in dense(layer, zero[layer]).items():
                 weights[f"layers.{layer}.{name}"] = value
         records += _write_small(part, spec, weights)
         document = document_of(spec, records, tool_version, shards=plan)
@@ -96,10 +102,8 @@ def write_referring(
         records, weights = [], {}
         for layer in spec.layers:
             if hits is not None:
-                stream = _Stream(spec, layer, HITS, hits(layer))
                 own = [shard for shard in plan if shard.layer == layer]
-                records += [_write_shard(part, spec, shard, stream, None) for shard in own]
-                stream.finish()
+                records += _write_shards(part, spec, own, hits, _Counter(None, 1))[0]
             pieces = () if rows is None else rows(layer)
             says_something = any(spec.row_type.any_nonzero(piece) for _, piece in pieces)
             zero_rows = rows is not None and not says_something
@@ -164,7 +168,7 @@ class _Stream:
     def __init__(
         self, spec: BundleSpec, layer: int, part: str, chunks: Iterable[tuple[int, Array]]
     ) -> None:
-        self._spec, self._layer, self._part = spec, layer, part
+        self._spec, self.layer, self.part = spec, layer, part
         whole = spec.tensor(layer, part)
         self._dtype, self._tail = physical_dtype(whole.dtype), whole.shape[1:]
         self._chunks = iter(chunks)
@@ -184,35 +188,79 @@ class _Stream:
     def finish(self) -> None:
         """Raise ArtifactError when the source has more lines than the layout."""
         if len(self._rest) or next(self._chunks, None) is not None:
-            raise self._error(f"more {self._part} than its layout")
+            raise self._error(f"more {self.part} than its layout")
 
     def _pull(self) -> Array:
         first, chunk = next(self._chunks, (-1, self._rest))
         if first != self._next or not len(chunk):
-            raise self._error(f"no chunk of {self._part} from {self._next} on")
+            raise self._error(f"no chunk of {self.part} from {self._next} on")
         if (chunk.dtype, chunk.shape[1:]) != (self._dtype, self._tail):
             raise self._error(
-                f"{self._part} of {chunk.dtype} x {chunk.shape[1:]}, "
+                f"{self.part} of {chunk.dtype} x {chunk.shape[1:]}, "
                 f"not {self._dtype} x {self._tail}"
             )
         self._next += len(chunk)
-        if self.all_zero and self._part == ROWS:
+        if self.all_zero and self.part == ROWS:
             self.all_zero = not self._spec.row_type.any_nonzero(chunk)
         return chunk
 
     def _error(self, what: str) -> ArtifactError:
         return ArtifactError(
-            f"layer {self._layer} of the table has {what}",
+            f"layer {self.layer} of the table has {what}",
             "make the table again with engram build-table --force",
         )
 
 
-def _write_shard(
+class _Counter:
+    """Counts the bytes that `threads` write; stops them all where one has failed."""
+
+    def __init__(self, advance: Callable[[int], None] | None, threads: int) -> None:
+        self._advance, self._lock = advance, Lock()
+        self.threads, self.failed = threads, False
+
+    def advance(self, size: int) -> None:
+        if self.failed:
+            raise CancelledError
+        if self._advance is not None:
+            with self._lock:
+                self._advance(size)
+
+
+def _all_done(tasks: Sequence[Callable[[], T]], counter: _Counter) -> list[T]:
+    """Return the results of tasks in their order; raise what the first one to fail raises."""
+    if counter.threads == 1:
+        return [task() for task in tasks]
+    with ThreadPoolExecutor(counter.threads) as pool:
+        futures = [pool.submit(task) for task in tasks]
+        try:
+            done = wait(futures, return_when=FIRST_EXCEPTION).done
+            for future in done:
+                future.result()
+        except BaseException:
+            counter.failed = True
+            for future in futures:
+                future.cancel()
+            raise
+        return [future.result() for future in futures]
+
+
+def _write_shards(
     part: Path,
     spec: BundleSpec,
-    shard: Shard,
-    stream: _Stream,
-    advance: Callable[[int], None] | None,
+    shards: Sequence[Shard],
+    source: Rows,
+    counter: _Counter,
+) -> tuple[list[FileRecord], _Stream]:
+    """Write the shards of one part of a layer; return also what was read for them."""
+    layer, what = shards[0].layer, shards[0].part
+    stream = _Stream(spec, layer, what, source(layer))
+    records = [_write_shard(part, spec, shard, stream, counter) for shard in shards]
+    stream.finish()
+    return records, stream
+
+
+def _write_shard(
+    part: Path, spec: BundleSpec, shard: Shard, stream: _Stream, counter: _Counter
 ) -> FileRecord:
     about = {"format": FORMAT, "layer": str(shard.layer), "first_row": str(shard.first_row)}
     return tensors.write_tensors(
@@ -220,7 +268,8 @@ def _write_shard(
         [shard.tensor(spec)],
         stream.take(shard.rows),
         metadata=about,
-        advance=advance,
+        advance=counter.advance,
+        apart=counter.threads == 1,
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, IncompleteError
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fact
 from engram_cli.hashing.layout import short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import readable_path
-from engram_cli.rows.checksum import file_checksum
+from engram_cli.rows.checksum import Checksum, file_checksum
+from engram_cli.rows.copying import read_into
+from engram_cli.rows.source import ROWS
 from engram_cli.table.attributes import (
     META,
     PARTIAL_SUFFIX,
@@ -24,6 +27,7 @@ from engram_cli.table.attributes import (
     is_table,
     read_description,
 )
+from engram_cli.table.grid import array_name
 from engram_cli.table.journal import filled
 from engram_cli.table.store import TableStore, bound_layout, open_table
 
@@ -31,20 +35,30 @@ if TYPE_CHECKING:
     from engram_cli.stats.stats_io import Statistics
 
 
-def verify_table(path: Path | str, *, threads: int = 1, progress: Progress = SILENT) -> Checks:
+_PIECE_BYTES = 2**18  # read, checked, hashed and written while it is in the L2 cache
+
+
+def verify_table(
+    path: Path | str,
+    *,
+    threads: int = 1,
+    progress: Progress = SILENT,
+    but: Collection[str] = (),
+) -> Checks:
     """Recompute every checksum of the table at `path`, and the digest of its vocabulary map.
 
-    Raises what `open_table` raises when the attributes themselves are not to be trusted.
+    `but`: files that are left out. Raises what `open_table` raises when the attributes themselves
+    are not to be trusted.
     """
     about = read_description(readable_path(path))
-    total = sum(size for size, _ in about.files.values())
+    names = sorted(about.files.keys() - set(but))
+    total = sum(about.files[name][0] for name in names)
     progress.start("verify", total, "bytes")
     groups = {name.rpartition("/")[0] for name in about.arrays} - {""}
     found = [group_problem(about.path, root=True)]
     found += [group_problem(about.path / name) for name in sorted(groups)]
     problems = [problem for problem in found if problem is not None]
     with ThreadPoolExecutor(threads) as pool:
-        names = sorted(about.files)
         for name, problem in zip(names, pool.map(lambda n: _check(about, n), names), strict=True):
             progress.advance(about.files[name][0])
             if problem is not None:
@@ -54,7 +68,7 @@ def verify_table(path: Path | str, *, threads: int = 1, progress: Progress = SIL
             bound_layout(about)
         except ArtifactError as error:
             problems.append(error.message)
-    return Checks(problems=problems, files=len(about.files), stored_bytes=total)
+    return Checks(problems=problems, files=len(names), stored_bytes=total)
 
 
 def _check(about: Description, name: str) -> str | None:
@@ -69,16 +83,53 @@ def _check(about: Description, name: str) -> str | None:
         return "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if actual != checksum:
-        return f"its bytes have changed: checksum {actual}, the manifest says {checksum}"
-    return None
+    return _changed(actual, checksum)
+
+
+def _changed(actual: str, checksum: str) -> str | None:
+    if actual == checksum:
+        return None
+    return f"its bytes have changed: checksum {actual}, the manifest says {checksum}"
+
+
+def checked_chunks(
+    table: TableStore, hint: str, layer: int, part: str = ROWS
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (first row, [n, ...] as stored) of a part in pieces of at most `_PIECE_BYTES`.
+
+    A piece is valid until the next one. The files are read once: what was yielded is what the
+    checksums are of. Raises ArtifactError with `hint` at the end of a file that has another one.
+    """
+    files, array = read_description(table.path).files, table.arrays[array_name(layer, part)]
+    step = max(1, _PIECE_BYTES // array.row_bytes)
+    buffer = np.empty((step, *array.shape[1:]), dtype=array.dtype)
+    raw = buffer.reshape(-1).view(np.uint8)
+    for index, name in enumerate(array.files):
+        checksum, (first, rows) = Checksum(), array.span(index)
+        try:
+            with (table.path / name).open("rb", buffering=0) as file:
+                while size := read_into(file, raw.data):
+                    checksum.update(raw[:size])
+                    if rows:  # the rest is padding
+                        count = min(size // array.row_bytes, rows)
+                        yield first, buffer[:count]
+                        first, rows = first + count, rows - count
+        except OSError as error:
+            raise _damaged(table, f"{name}: cannot be read: {error.strerror}", hint) from None
+        problem = "ends too early" if rows else _changed(checksum.hexdigest(), files[name][1])
+        if problem is not None:
+            raise _damaged(table, f"{name}: {problem}", hint)
+
+
+def _damaged(table: TableStore, problem: str, hint: str) -> ArtifactError:
+    return ArtifactError(f"{table.path} is damaged: {problem}", hint)
 
 
 AGAIN = "run the command again that began it, engram build-table or engram convert: it resumes"
 
 
 def _check_table(path: Path, checks: Checks) -> TableStore | None:
-    found = verify_table(path, threads=checks.threads, progress=checks.progress)
+    found = verify_table(path, threads=checks.threads, progress=checks.progress, but=checks.copied)
     checks.add("checksums", found)
     if not found.ok:
         checks.not_checked.append("layout and counts: the files were changed or damaged")

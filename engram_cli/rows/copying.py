@@ -87,16 +87,19 @@ def differing_byte(old: Path, new: Path, extents: Iterable[Extent]) -> int | Non
             second.seek(extent.to)
             for done in range(0, extent.size, _COMPARED):
                 size = min(_COMPARED, extent.size - done)
-                there = _read(first, memoryview(a)[:size]), _read(second, memoryview(b)[:size])
+                there = (
+                    read_into(first, memoryview(a)[:size]),
+                    read_into(second, memoryview(b)[:size]),
+                )
                 # What a shorter piece leaves in the buffers was equal before.
                 if there[0] != there[1] or a != b:
-                    pairs = zip(a[:size], b[:size], strict=True)
-                    same = next((i for i, (x, y) in enumerate(pairs) if x != y), min(there))
+                    bytes_of = zip(a[:size], b[:size], strict=True)
+                    same = next((i for i, (x, y) in enumerate(bytes_of) if x != y), min(there))
                     return extent.to + done + same
     return None
 
 
-def _read(file: BinaryIO, target: memoryview) -> int:
+def read_into(file: BinaryIO, target: memoryview) -> int:
     """Fill `target` from an unbuffered file; return how many bytes there were."""
     done = 0
     while done < len(target):

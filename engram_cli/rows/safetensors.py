@@ -35,7 +35,7 @@ INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_AXES = 8
 MAX_NAME = 200  # characters of a file's name; file systems refuse longer ones
-_PIECE_BYTES = 4 * 2**20  # hashed and written while it is in the cache
+_PIECE_BYTES = 2**20  # hashed and written while it is in the cache
 
 # Python has a name for it from 3.13 on. Linux would refuse private maps beyond memory and swap.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -97,16 +97,17 @@ def write_tensors(
     *,
     metadata: Mapping[str, str] | None = None,
     advance: Callable[[int], None] | None = None,
+    apart: bool = True,
 ) -> FileRecord:
     """Write `specs` to a new file; `data` yields their values in order, in pieces of any size.
 
-    Nothing but one piece is held in memory. `advance` is called with the bytes written. Raises
+    Nothing but one piece is held in memory. `advance` is called with the bytes written. `apart`:
+    hash a piece on a second thread while it is written, unless other threads are busy. Raises
     OSError, and ArtifactError when `data` has more or fewer bytes than the specs.
     """
     digest = hashlib.sha256()
     header = encode_header(specs, metadata or {})
     size = len(header)
-    # SHA-256 is as slow as writing: each piece is hashed on a second thread while it is written.
     with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
         digest.update(header)
         file.write(header)
@@ -114,9 +115,13 @@ def write_tensors(
             raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             for begin in range(0, len(raw), _PIECE_BYTES):
                 piece = raw[begin : begin + _PIECE_BYTES]
-                hashed = hasher.submit(digest.update, piece)
-                file.write(piece)
-                hashed.result()
+                if apart:
+                    hashed = hasher.submit(digest.update, piece)
+                    file.write(piece)
+                    hashed.result()
+                else:
+                    digest.update(piece)
+                    file.write(piece)
                 if advance is not None:
                     advance(len(piece))
             size += len(raw)

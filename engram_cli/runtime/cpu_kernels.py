@@ -1,8 +1,8 @@
 """Numba loops over the tokens of a call on a CPU: the hash, and the gate with its convolution.
 
 They run without the interpreter lock. What torch does in two dozen passes over [B, T, d], each a
-call, is one or two passes here, and for one token no more than a microsecond of calls. Everything
-is float32. Arrays are contiguous; an empty one stands for "none".
+call, is one or two passes here, and for one token no more than a few microseconds. Everything is
+float32. Arrays are contiguous; an empty one stands for "none".
 """
 
 from __future__ import annotations
@@ -243,3 +243,40 @@ def convolve(
             _add(out[i, s], hidden[i, s], value, gates[i, s], alive, residual)
             if alive:
                 _add_silu(out[i, s], total[s * width : (s + 1) * width])
+
+
+@kernel(
+    f"void(int64, {_FLOATS}, {_MATRIX}, boolean[::1], int64[::1], {_FLOATS}, {_MATRIX}, {_MATRIX}, "
+    f"{_MATRIX}, {_MATRIX}, float32, float32, float32, int64, boolean, {_MATRIX}, {_FLOATS})"
+)
+def gate(
+    count,
+    hidden,
+    projected,
+    keep,
+    age,
+    history,
+    query,
+    key,
+    norm,
+    taps,
+    eps,
+    norm_eps,
+    centred,
+    dilation,
+    residual,
+    inputs,
+    out,
+):
+    """Do what `open_gates` and then `convolve` do, for all tokens in one thread."""
+    tokens = hidden.shape[0]
+    gates = np.empty(hidden.shape[:2], dtype=np.float32)
+    open_gates(
+        *(0, tokens, hidden, projected, keep, query, key, norm, eps, norm_eps, centred, residual),
+        *(gates, inputs, out),
+    )
+    if norm.size:
+        convolve(
+            *(0, tokens, count, hidden, projected, keep, age, history, taps, dilation, residual),
+            *(gates, inputs, out),
+        )

@@ -40,12 +40,18 @@ def takes(*tensors: Tensor | None) -> bool:
     """Return whether these are plain tensors on a CPU, and nobody takes derivatives of them."""
     if not is_plain_call(*tensors) or is_transformed():
         return False
-    given = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.device.type != "cpu" for tensor in given):
-        return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return False
+    wants_gradient = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu" or (wants_gradient and tensor.requires_grad):
+            return False
     return _kernels() is not None
+
+
+@cache
+def _orders(orders: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.array(orders, dtype=np.int64)
 
 
 def hash_call(
@@ -62,14 +68,14 @@ def hash_call(
     older = torch.empty((batch, tensors.max_order - 1), dtype=torch.int64)
     rows = torch.empty((layers, batch, count, columns), dtype=torch.int64)
     wrong = _kernels().hash_call(
-        _array(ids.long()),
+        _array(ids if ids.dtype == torch.int64 else ids.long()),
         _array(tensors.lookup),
         _NO_RECENT if recent is None else _array(recent),
         _NO_BOOLS if dead is None else _array(dead),
         _NO_NUMBERS if age is None else _array(age),
         _array(tensors.multipliers),
         _array(tensors.columns),
-        np.array(tensors.orders, dtype=np.int64),
+        _orders(tensors.orders),
         tensors.filler,
         _NO_EOS if tensors.eos is None else tensors.eos,
         *(tokens.numpy(), older.numpy(), rows.numpy()),
@@ -82,9 +88,10 @@ def hash_call(
 def takes_gate(weights: GateWeights, hidden: Tensor, projected: Tensor, past: Past) -> bool:
     """Return whether `gate` computes this call: all float32, and what `takes` says."""
     numbers = (hidden, projected, weights.query, weights.key, weights.norm, weights.taps)
-    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in numbers):
-        return False
-    return takes(*numbers, past.keep, past.age)
+    for tensor in numbers:
+        if tensor is not None and tensor.dtype != torch.float32:
+            return False
+    return takes(*numbers, past.keep, past.age, past.history)
 
 
 def gate(
@@ -99,32 +106,36 @@ def gate(
 ) -> tuple[Tensor, Tensor | None]:
     """`gate_reference.gate` of a call that `takes_gate`."""
     batch, count, streams, width = hidden.shape
+    wide, has_conv = streams * width, weights.taps is not None
+    out, inputs = torch.empty(hidden.shape), torch.empty((batch, count, wide if has_conv else 0))
     states = _array(hidden).reshape(-1, streams, width)
-    lines = _array(projected).reshape(-1, (streams + 1) * width)
-    out = torch.empty(hidden.shape)
-    sums, gates = out.numpy().reshape(states.shape), np.empty((len(states), streams), np.float32)
+    lines = _array(projected).reshape(-1, wide + width)
     keep = _NO_FLAGS if past.keep is None else _array(past.keep).reshape(-1)
-    centred, has_conv = float(weights.centred), weights.taps is not None
-    inputs = torch.empty((batch, count, streams * width if has_conv else 0))
-    flat = inputs.numpy().reshape(len(states), -1)
-    norms = (weights.query, weights.key, *((weights.norm,) if has_conv else ()))
-    query, key, norm = (*(_array(weight) for weight in norms), _NO_NORM)[:3]
-    rates = (weights.eps, weights.norm_eps, centred, residual)
-    kernels = _kernels()
-    _over_tokens(
-        len(states),
-        streams * width,
-        kernels.open_gates,
-        (states, lines, keep, query, key, norm, *rates, gates, flat, sums),
-    )
-    if weights.taps is None:
-        return out.to(dtype), None
     age = _NO_AGES if past.age is None else _array(past.age).reshape(-1)
-    held = past.history
-    history = _NO_HISTORY if held is None else _array(held.detach().to(torch.float32))
-    taps = _array(weights.taps).reshape(streams * width, -1)
-    given = (count, states, lines, keep, age, history, taps, weights.dilation, residual)
-    _over_tokens(len(states), streams * width, kernels.convolve, (*given, gates, flat, sums))
+    history = _NO_HISTORY if past.history is None else _array(past.history.float())
+    query, key = _array(weights.query), _array(weights.key)
+    norm = _NO_NORM if weights.norm is None else _array(weights.norm)
+    taps = _NO_NORM if weights.taps is None else _array(weights.taps).reshape(wide, -1)
+    rates = weights.eps, weights.norm_eps, float(weights.centred)
+    flat = inputs.numpy().reshape(len(states), inputs.shape[2])
+    written = flat, out.numpy().reshape(states.shape)
+    threads = min(torch.get_num_threads(), len(states) * wide // _EACH)
+    kernels, dilation = _kernels(), weights.dilation
+    if threads < 2:
+        kernels.gate(
+            *(count, states, lines, keep, age, history, query, key, norm, taps),
+            *(*rates, dilation, residual, *written),
+        )
+    else:
+        gates = np.empty((len(states), streams), np.float32)
+        common = (states, lines, keep)
+        opened = (*common, query, key, norm, *rates, residual, gates, *written)
+        _in_threads(threads, len(states), kernels.open_gates, opened)
+        if has_conv:
+            convolved = (count, *common, age, history, taps, dilation, residual, gates, *written)
+            _in_threads(threads, len(states), kernels.convolve, convolved)
+    if not has_conv:
+        return out.to(dtype), None
     kept = count if tail is None else min(tail, count)
     last = inputs[:, count - kept :]
     return out.to(dtype), last.clone() if kept < count else last
@@ -132,16 +143,13 @@ def gate(
 
 def _array(tensor: Tensor) -> NDArray[Any]:
     """Return the memory of a tensor, or of a copy in one piece."""
-    found: NDArray[Any] = tensor.detach().contiguous().numpy()
+    own = tensor.detach() if tensor.requires_grad else tensor
+    found: NDArray[Any] = own.contiguous().numpy()
     return found
 
 
-def _over_tokens(tokens: int, width: int, loop: Callable[..., None], given: Sequence[Any]) -> None:
-    """Run `loop(begin, end, *given)` over all tokens, in as many threads as torch uses."""
-    threads = min(torch.get_num_threads(), max(1, tokens * width // _EACH))
-    if threads == 1:
-        loop(0, tokens, *given)
-        return
+def _in_threads(threads: int, tokens: int, loop: Callable[..., None], given: Sequence[Any]) -> None:
+    """Run `loop(begin, end, *given)` over all tokens, cut into one piece a thread."""
     cuts = [tokens * i // threads for i in range(threads + 1)]
     others = [_pool().submit(loop, *cuts[i : i + 2], *given) for i in range(1, threads)]
     loop(0, cuts[1], *given)

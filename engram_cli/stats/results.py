@@ -47,8 +47,8 @@ def count_results(
     """Return the results that follow from `counts`, by statistic; `vocab` gives n-grams texts.
 
     `samples`: n-grams to go by in place of those in `counts`, one sample for each order.
-    `occurrences`: what results by use and the most frequent n-grams go by; None for statistics of
-    earlier versions, which have no such sample.
+    `occurrences`: what results by use and the most frequent n-grams go by; None where documents
+    were removed, and for statistics of earlier versions.
     """
     chosen = tuple(samples) or counts.samples
     orders = counts.layout.orders
@@ -63,8 +63,9 @@ def count_results(
         known=tuple(known_ngrams(counts, sample, some) for sample, some in pairs),
         names=Names(counts.layout, vocab),
     )
-    computed = {key: STATISTICS.load(key).compute for key in STATISTICS}
-    return {key: compute(counted) for key, compute in computed.items() if compute is not None}
+    computes = {key: STATISTICS.load(key).compute for key in STATISTICS}
+    found = {key: compute(counted) for key, compute in computes.items() if compute is not None}
+    return {key: result for key, result in found.items() if result is not None}
 
 
 def all_results(whole: Partial, vocab: CompressedVocab | None = None) -> dict[str, object]:

@@ -106,14 +106,15 @@ class Statistic(Generic[R]):
     """One statistic. `key`: its key in stats.json; `kind`: the type of its result.
 
     `view` draws a result, and may look at those of other statistics. A result comes either from
-    `compute`, which gets what was counted, or from a collector: `collect` makes one for a run, or
+    `compute`, which gets what was counted and returns None where that does not suffice, or from a
+    collector: `collect` makes one for a run, or
     returns None if its options leave the statistic out; `read_partial` reads what it left.
     """
 
     key: str
     kind: type[R]
     view: Callable[[R, Results], Iterable[View]]
-    compute: Callable[[Counted], R] | None = None
+    compute: Callable[[Counted], R | None] | None = None
     collect: Callable[[CollectorPlan], Collector | None] | None = None
     read_partial: Callable[[HashLayout, State], CollectorPartial] | None = None
 

@@ -138,7 +138,7 @@ def _growth(verdict: Verdict) -> str:
             "look-ups would share a row"
         )
     if not verdict.grown:
-        return "not measured, because of --no-growth"
+        return "not measured: --no-growth, or documents were removed"
     return "not predicted: this takes about 150 documents, or pieces of 16,384 tokens"
 
 

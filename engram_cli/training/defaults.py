@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROWS_LR, DENSE_LR, LORA_LR, FULL_LR = 1e-1, 3e-3, 2e-3, 3e-4
+ROWS_LR, DENSE_LR, LORA_LR, FULL_LR = 1e-1, 3e-3, 1.5e-3, 3e-4
 SCHEDULE, WARM_UP = "cosine", 0.05  # to zero, after this share of the steps
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.0
@@ -40,3 +40,6 @@ class BatchSize:
 
 ON_GPU = BatchSize(sequences=32, length=512, sample=2**18, final=2**20)
 ON_CPU = BatchSize(sequences=4, length=128, sample=2**11, final=2**13)
+
+# Edits: rows changed for a token of a target, and their steps.
+EDIT_ROWS, EDIT_STEPS, EDIT_RATE = 16, 60, 0.3

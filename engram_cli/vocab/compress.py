@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,9 +30,9 @@ class CompressedVocab(VocabMap):
     `texts`, `tokens`, `keys`: V strings each (decoded alone, as spelt, as normalised).
     """
 
-    texts: list[str] = field(repr=False)
-    tokens: list[str] = field(repr=False)
-    keys: list[str] = field(repr=False)
+    texts: Sequence[str] = field(repr=False)
+    tokens: Sequence[str] = field(repr=False)
+    keys: Sequence[str] = field(repr=False)
     special_ids: frozenset[int] = field(repr=False)
     tokenizer_digest: str
     source: str

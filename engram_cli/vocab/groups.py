@@ -66,6 +66,8 @@ def readable(text: str) -> str:
 
     A combining mark stays as it is behind a character that carries it.
     """
+    if text.isascii() and text.isprintable():  # most tokens of most texts
+        return text.replace(" ", _NAMED[" "])
     shown = ""
     for before, character in zip(" " + text, text, strict=False):
         carried = unicodedata.combining(character) or unicodedata.category(character) == "Mc"
@@ -108,13 +110,13 @@ def diff(ours: CompressedVocab, theirs: CompressedVocab) -> VocabDiff:
     """Return what differs between two maps. Equal sizes are not equal maps."""
     count = min(ours.vocab_size, theirs.vocab_size)
     a, b = ours.lookup[:count], theirs.lookup[:count]
-    regrouped = np.flatnonzero(~_same_company(a, b))
+    regrouped = np.flatnonzero(~_same_company(a, b)).tolist()
     return VocabDiff(
         tokenizers=(ours.tokenizer_digest, theirs.tokenizer_digest),
         sizes=(ours.size, theirs.size),
         vocab_sizes=(ours.vocab_size, theirs.vocab_size),
         moved=int(np.count_nonzero(a != b)),
-        regrouped=tuple((int(i), ours.texts[i], ours.keys[i], theirs.keys[i]) for i in regrouped),
+        regrouped=tuple((i, ours.texts[i], ours.keys[i], theirs.keys[i]) for i in regrouped),
     )
 
 

@@ -146,7 +146,7 @@ def tokenizer_from(file: Path, raw: bytes, progress: Progress = SILENT) -> Token
         progress.note(f"{file}: {drawn} is turned off, so that a text always has the same tokens")
     added = backend.get_added_tokens_decoder()
     special = {i: str(token.content) for i, token in added.items() if token.special}
-    declared = declared_pad(file, backend.get_vocab(with_added_tokens=True))
+    declared = declared_pad(file, backend)
     return TokenizerFile(
         path=file,
         digest=sha256_bytes(raw),
@@ -240,20 +240,21 @@ def choose_end(tokenizer: TokenizerFile) -> int | None:
     return next((names[name] for name in _END_NAMES if name in names), None)
 
 
-def declared_pad(tokenizer: Path, ids: Mapping[str, int]) -> int | None:
+def declared_pad(tokenizer: Path, backend: Any) -> int | None:
     """Return the pad id that the files next to a tokenizer.json name, None where they name no
     token.
 
-    `ids` are the ids of all tokens by their spelling. tokenizer_config.json comes before
-    config.json.
+    `backend`: the loaded tokenizer. tokenizer_config.json comes before config.json.
     """
     token = _value(tokenizer.with_name("tokenizer_config.json"), "pad_token")
     if isinstance(token, dict):
         token = token.get("content")
-    if isinstance(token, str) and token in ids:
-        return ids[token]
+    found = backend.token_to_id(token) if isinstance(token, str) else None
+    if found is not None:
+        return int(found)
     number = _value(tokenizer.with_name("config.json"), "pad_token_id")
-    return number if type(number) is int and number in ids.values() else None
+    known = type(number) is int and 0 <= number < 2**32 and backend.id_to_token(number) is not None
+    return int(number) if known else None
 
 
 def _value(path: Path, key: str) -> Any:

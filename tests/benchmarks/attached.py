@@ -18,12 +18,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from engram_cli import hash_layout
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.module_spec import MODULE_KINDS, first_values, module_spec
+from engram_cli.formats.module_spec import first_values, module_spec
 from engram_cli.runtime import RowwiseAdagrad, attach, parameter_groups
 
 WIDTH, LAYERS, VOCAB = 512, 8, 8192
 BATCH, LENGTH, NEW = 4, 256, 32
 ROWS = 20_000  # a head; 16 heads of 32 numbers a row
+KINDS = ("engram-v1", "deepseek-v4.1", "qwen-ple")
 SPARSE, PEER_SPARSE = "engram-v1, sparse gradients", "engram-peft, sparse gradients"
 PLACES = (2, 5)  # the second layer and the middle, counted from 1 as this scheme does
 
@@ -34,7 +35,7 @@ def cases() -> Iterator[Case]:
     ids = torch.randint(3, VOCAB, (BATCH, LENGTH))
     with tempfile.TemporaryDirectory() as folder:
         models: dict[str, nn.Module] = {"bare": _model()}
-        for kind in MODULE_KINDS:
+        for kind in KINDS:
             models[kind] = _attached(_model(), Path(folder), kind)
         models[SPARSE] = _attached(_model(), Path(folder), "engram-v1", sparse_gradients=True)
         if attached_peer.PRESENT:
@@ -56,7 +57,7 @@ def cases() -> Iterator[Case]:
                 amount=amount,
                 unit="tokens",
                 notes=about,
-                rounds=7,
+                rounds=7 if name == "training step" else 15,
                 overhead=True,
                 contestants={
                     which: make(model)
@@ -85,6 +86,23 @@ def _alone(folder: Path, ids: Tensor) -> Iterator[Case]:
             owners[name] = wrapped = _peer(shells[name], sparse=sparse)
             rows = "sparse_adam" if sparse else "adam"
             own[name] = [wrapped.create_optimizer(engram_sparse_optimizer=rows)]
+    others = [kind for kind in KINDS if kind != "engram-v1"]
+    whole = shells | {kind: _attached(Shell(hidden), folder, kind) for kind in others}
+    yield Case(
+        name="memories alone, forward",
+        amount=BATCH * LENGTH,
+        unit="tokens",
+        notes="Two memories on layers that pass their hidden states on: hash, gather, projections "
+        "and gate. The products of the projections alone, in one call a layer, are `projections`.",
+        rounds=25,
+        contestants={
+            which: partial(_shell_forward, shell, ids)
+            for which, shell in whole.items()
+            if "sparse" not in which
+        }
+        | {"projections": _products(hidden)},
+        same=lambda one, other: torch.allclose(one, other, atol=1e-6),
+    )
     for name, step in (
         ("memories alone, training step", False),
         ("memories alone, training step and optimiser", True),
@@ -134,6 +152,26 @@ class Layer(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states
+
+
+def _shell_forward(shell: Shell, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = shell(ids)
+    return out
+
+
+def _products(hidden: Tensor) -> Callable[[], Tensor]:
+    """The products of keys and values of two layers, which every memory here has to compute."""
+    generator = torch.Generator().manual_seed(2)
+    vectors = torch.randn(hidden.shape, generator=generator)
+    weights = torch.randn(len(PLACES), 2 * WIDTH, WIDTH, generator=generator)
+
+    def run() -> Tensor:
+        for weight in weights:
+            torch.nn.functional.linear(vectors, weight)
+        return hidden
+
+    return run
 
 
 def _optimisers(shell: nn.Module, *, sparse: bool) -> list[Any]:

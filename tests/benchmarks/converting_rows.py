@@ -18,7 +18,7 @@ from formats.checkpoints import deepseek_v41
 from runner import Case
 from small_tokenizers import byte_level_tokenizer
 
-from engram_cli.commands.convert_to import convert
+from engram_cli.commands.convert.to import convert
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.vocab.compress import compress_vocab
 

@@ -16,7 +16,7 @@ import ray
 from runner import Case
 
 from engram_cli import compress_vocab, write_vocab
-from engram_cli.commands.demo import library_folder, standard_library
+from engram_cli.commands.demo.command import library_folder, standard_library
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace

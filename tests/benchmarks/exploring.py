@@ -22,7 +22,7 @@ from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compress_vocab
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
-from engram_cli.commands.lookup import LookupRequest, lookup
+from engram_cli.commands.lookup.command import LookupRequest, lookup
 from engram_cli.commands.requests.explore import ExploreRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.explore.app import as_plain

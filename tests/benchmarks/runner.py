@@ -4,8 +4,8 @@ A benchmark module has `cases()`: named groups of contestants that must give equ
 
     python tests/benchmarks/runner.py hashing
 
-with the package and its test extra installed; the figures go to tests/benchmarks/results and
-docs/benchmarks.md is written again from all of them.
+with the package and its test extra installed; the figures go to tests/benchmarks/results, and
+docs/benchmarks.md and docs/reference/how-fast.md are written again from all of them.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def main(names: Iterable[str]) -> None:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     PAGE.write_text(page())
+    how_fast = importlib.import_module("docs.how_fast")  # which has the same figures
+    how_fast.PAGE.write_text(how_fast.page())
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.demo import library_folder, standard_library
+from engram_cli.commands.demo.command import library_folder, standard_library
 from engram_cli.corpus.encode import FastEncoder
 from engram_cli.vocab.tokenizer import load_tokenizer
 

@@ -77,7 +77,7 @@ def test_public_names_are_importable() -> None:
     [
         (["compress-vocab", "--nonsense"], "--nonsense"),
         (["nonsense"], "nonsense"),
-        (["hash-stats"], "sources"),
+        (["verify"], "path"),
         (["build-table", "--dim", "abc"], "--dim"),
         (["build-table", "--orders", "x"], "'x' is not a list such as 2,3"),
         (["build-table", "--rows-per-head", "1e6"], "'1e6' is not a number"),

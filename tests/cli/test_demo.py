@@ -9,8 +9,8 @@ import pytest
 from cli.conftest import Engram
 from small_tokenizers import PROSE
 
-from engram_cli.commands import demo
-from engram_cli.commands.demo import write_checkpoint
+from engram_cli.commands.demo import command as demo
+from engram_cli.commands.demo.command import write_checkpoint
 
 
 @pytest.fixture

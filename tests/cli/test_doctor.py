@@ -13,8 +13,8 @@ import pytest
 from cli.conftest import Engram
 from cli.test_missing_torch import PROGRAM
 
-from engram_cli.commands import doctor as command
-from engram_cli.commands.gpus import Gpu, GpuLink, Gpus, Torch
+from engram_cli.commands.doctor import command
+from engram_cli.commands.doctor.gpus import Gpu, GpuLink, Gpus, Torch
 
 PAIR = Gpus(
     found=True,

@@ -28,18 +28,19 @@ from formats.checkpoints import qwen_ple
 from small_tokenizers import PROSE, byte_level_tokenizer, wordpiece_tokenizer
 
 import engram_cli
-from engram_cli.commands import convert_to, demo
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compress_vocab
-from engram_cli.commands.convert import ConvertRequest, convert_table
+from engram_cli.commands.convert import to as convert_to
+from engram_cli.commands.convert.command import ConvertRequest, convert_table
+from engram_cli.commands.demo import command as demo
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.init_corpus import FillRequest
-from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.lookup import LookupRequest, lookup
+from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.lookup.command import LookupRequest, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
-from engram_cli.commands.plan import PlanRequest, plan
+from engram_cli.commands.plan.command import PlanRequest, plan
 from engram_cli.commands.report import ReportRequest, write_report
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import stream

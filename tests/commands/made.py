@@ -9,7 +9,7 @@ from pathlib import Path
 
 from small_tokenizers import PROSE
 
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from small_tokenizers import byte_level_tokenizer
 
-from engram_cli.commands import attach_layers
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.attach import layers as attach_layers
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.errors import (
     ArtifactError,
@@ -368,7 +368,7 @@ def test_a_failed_attach_leaves_the_old_bundle(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engram_cli.commands.attach.first_values", fail)
+    monkeypatch.setattr("engram_cli.commands.attach.command.first_values", fail)
     with pytest.raises(OutputError, match="No space left"):
         attach_checkpoint(request(checkpoint, table, force=True, layers=(1,)))
     assert read_bundle(checkpoint / "engram", verify=True).spec == before
@@ -382,7 +382,7 @@ def test_a_failed_attach_leaves_the_old_bundle(
 def test_a_disk_without_room_is_refused_before_anything_is_written(
     checkpoint: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engram_cli.commands.attach.free_bytes", lambda out: 1000)
+    monkeypatch.setattr("engram_cli.commands.attach.command.free_bytes", lambda out: 1000)
     with pytest.raises(OutputError, match=r"needs [0-9,]+ bytes, only 1,000 are free"):
         attach_checkpoint(request(checkpoint, table))
     assert not (checkpoint / "engram").exists()
@@ -532,12 +532,35 @@ def test_weights_that_are_not_there_yet_show_nothing(checkpoint: Path, table: Pa
     assert attach_checkpoint(request(checkpoint, table)).written
 
 
-def test_a_damaged_table_is_not_copied(checkpoint: Path, table: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_damaged_table_is_not_copied(
+    place: str, threads: int, checkpoint: Path, table: Path, tmp_path: Path
+) -> None:
     """The bundle's digests would vouch for the damage."""
-    file = next(path for path in sorted(table.rglob("c.0.0")) if path.stat().st_size)
+    table = shutil.copytree(table, tmp_path / "damaged.zarr")
+    files = sorted(table.rglob("c.*.0"))
+    file = files[0 if place == "first" else -1]
     raw = bytearray(file.read_bytes())
-    raw[5] ^= 1
+    raw[5 if place == "first" else -1] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(ArtifactError, match=r"is damaged: .*its bytes have changed"):
-        attach_checkpoint(AttachRequest(checkpoint=checkpoint, table=table))
+    name = file.relative_to(table).as_posix()
+    with pytest.raises(ArtifactError, match=rf"is damaged: {name}: its bytes have changed"):
+        attach_checkpoint(AttachRequest(checkpoint=checkpoint, table=table, threads=threads))
     assert not (checkpoint / "engram").exists()
+
+
+def test_each_file_of_a_copied_table_is_read_once(
+    checkpoint: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    before = Path.open
+
+    def counted(path: Path, *args: Any, **others: Any) -> Any:
+        opened.append(path)
+        return before(path, *args, **others)
+
+    monkeypatch.setattr(Path, "open", counted)
+    attach_checkpoint(AttachRequest(checkpoint=checkpoint, table=table, threads=2))
+    chunks = sorted(table.rglob("c.*.0"))
+    assert sorted(path for path in opened if path in chunks) == chunks

@@ -14,8 +14,8 @@ from tiny_models import llama
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engram_cli.cli.app import app
-from engram_cli.commands import fit_gates
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.attach import fit_gates
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.errors import InputError, RuntimeAttachError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.runtime import attach

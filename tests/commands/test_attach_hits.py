@@ -15,9 +15,9 @@ from formats.bundles import put
 from tiny_models import llama
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.attach import attach_checkpoint
-from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.attach.command import attach_checkpoint
+from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json
 from engram_cli.formats.bundle import read_bundle

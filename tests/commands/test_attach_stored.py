@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from table.tables import tamper
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.attach import attach_checkpoint
-from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.attach.command import attach_checkpoint
+from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.files import canonical_json
 from engram_cli.formats.bundle import read_bundle
@@ -199,7 +199,7 @@ def test_the_room_that_is_needed(
     refers = attach_checkpoint(request(checkpoint, tables["fp8"], dry_run=True, reference=True))
     assert plan.cost.disk_bytes - refers.cost.disk_bytes == plan.cost.table_bytes
     free = plan.cost.disk_bytes - 1
-    monkeypatch.setattr("engram_cli.commands.attach.free_bytes", lambda out: free)
+    monkeypatch.setattr("engram_cli.commands.attach.command.free_bytes", lambda out: free)
     assert not attach_checkpoint(request(checkpoint, tables["fp8"], dry_run=True)).fits
     with pytest.raises(OutputError, match="are free") as caught:
         attach_checkpoint(request(checkpoint, tables["fp8"]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from table.tables import build
 
-from engram_cli.commands.convert import ConvertRequest, convert_table
+from engram_cli.commands.convert.command import ConvertRequest, convert_table
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
 from engram_cli.table.store import open_table
 
@@ -87,7 +87,7 @@ def test_an_older_result_is_replaced_with_force(request_: ConvertRequest) -> Non
 def test_after_an_interrupt_while_comparing_only_the_comparison_is_made(
     choice: dict[str, object], request_: ConvertRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import engram_cli.commands.convert as module
+    import engram_cli.commands.convert.command as module
 
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt

@@ -19,9 +19,9 @@ from commands.killed_commands import JOBS, Job, make_base
 from scripts import run_script
 from test_files import contents
 
-from engram_cli.commands import demo
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compress_vocab
+from engram_cli.commands.demo import command as demo
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import OutputError

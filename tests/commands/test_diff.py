@@ -14,10 +14,10 @@ from commands.made import Made
 from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.convert import convert_table
-from engram_cli.commands.convert_to import convert
-from engram_cli.commands.diff import diff
-from engram_cli.commands.diff_result import DiffResult
+from engram_cli.commands.convert.command import convert_table
+from engram_cli.commands.convert.to import convert
+from engram_cli.commands.diff.command import diff
+from engram_cli.commands.diff.result import DiffResult
 from engram_cli.commands.requests.diff import DiffRequest
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError, OutputError

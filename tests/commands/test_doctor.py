@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from tiny_models import make_bundle, make_layout, make_spec
 
-from engram_cli.commands import disk_reads, doctor_findings, gpus, machine
-from engram_cli.commands import doctor as command
-from engram_cli.commands.disk_reads import measure_reads
-from engram_cli.commands.doctor import doctor
-from engram_cli.commands.doctor_findings import findings
-from engram_cli.commands.gpus import Gpu, GpuLink, Gpus, Torch, read_gpus
-from engram_cli.commands.machine import HugePages, Memory, SharedMemory, read_memory
+from engram_cli.commands.doctor import command, disk_reads, gpus, machine
+from engram_cli.commands.doctor import findings as doctor_findings
+from engram_cli.commands.doctor.command import doctor
+from engram_cli.commands.doctor.disk_reads import measure_reads
+from engram_cli.commands.doctor.findings import findings
+from engram_cli.commands.doctor.gpus import Gpu, GpuLink, Gpus, Torch, read_gpus
+from engram_cli.commands.doctor.machine import HugePages, Memory, SharedMemory, read_memory
 from engram_cli.commands.requests.doctor import DoctorRequest
 from engram_cli.errors import InputError
 from engram_cli.vocab.compress import CompressedVocab

@@ -26,10 +26,10 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
-from engram_cli.commands.evaluate import evaluate
-from engram_cli.commands.evaluate_page import headline
-from engram_cli.commands.evaluate_result import Breakdown, Difference, EvaluateResult
-from engram_cli.commands.known_ngrams import SHARING
+from engram_cli.commands.evaluate.command import evaluate
+from engram_cli.commands.evaluate.known_ngrams import SHARING
+from engram_cli.commands.evaluate.page import headline
+from engram_cli.commands.evaluate.result import Breakdown, Difference, EvaluateResult
 from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.errors import (
     CorpusError,
@@ -369,7 +369,7 @@ def test_memory_is_said_before_it_is_taken(here: Here, monkeypatch: pytest.Monke
     listener = Listener()
     here.run(listener=listener, max_documents=1)
     assert any(note.startswith("memory: ") and "of weights" in note for note in listener.notes)
-    monkeypatch.setattr("engram_cli.commands.evaluate_model.available_memory", lambda: 10**6)
+    monkeypatch.setattr("engram_cli.commands.evaluate.model.available_memory", lambda: 10**6)
     with pytest.raises(InputError, match=r"memory: .* and cpu has 1 MB free"):
         here.run()
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from engram_cli import write_vocab
-from engram_cli.commands.demo import library_folder, standard_library
+from engram_cli.commands.demo.command import library_folder, standard_library
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
-from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.lookup import LookupRequest, lookup
+from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.lookup.command import LookupRequest, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.stats.sampling.occurrences import Occurrences
 from engram_cli.stats.statistics.sources import Sources

@@ -15,8 +15,8 @@ from formats import checkpoints
 from engram_cli import HashLayout, hash_layout
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.golden import GoldenCheck, check_golden, golden
-from engram_cli.commands.golden_cases import Case, decimal, document_of, make_cases
+from engram_cli.commands.golden.cases import Case, decimal, document_of, make_cases
+from engram_cli.commands.golden.command import GoldenCheck, check_golden, golden
 from engram_cli.commands.requests.reading import GoldenRequest
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.rows import DTYPES

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engram_cli import hash_layout
-from engram_cli.commands.golden import GoldenCheck, check_golden
-from engram_cli.commands.golden_cases import decimal, document_of, make_cases
+from engram_cli.commands.golden.cases import decimal, document_of, make_cases
+from engram_cli.commands.golden.command import GoldenCheck, check_golden
 from engram_cli.errors import EngramError
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gather import FileRows, HeldArray

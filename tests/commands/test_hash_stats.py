@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -219,3 +220,22 @@ def test_a_byte_order_mark_is_no_text(name: str, here: Path) -> None:
     (here / name).write_bytes(b"\xef\xbb\xbf\xef\xbb\xbf" + text.encode())
     if name == "a.txt":
         assert run(here, sources=(here / name,), force=True).tokens > found[0].tokens
+
+
+def test_little_is_loaded(here: Path) -> None:
+    """Each of these takes 0.1 to 0.3 s, and the results do not need them."""
+    code = """
+import sys
+from pathlib import Path
+from engram_cli import hash_stats
+from engram_cli.commands.hash_stats import HashStatsRequest
+from engram_cli.commands.geometry import Geometry
+geometry = Geometry(rows_per_head=97, heads=2, layers=(1,))
+vocab = Path("engram-vocab.parquet")
+hash_stats(HashStatsRequest(sources=("corpus",), geometry=geometry, vocab=vocab))
+print([name for name in ("zarr", "pandas", "torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from commands.made import Made
 
-from engram_cli.commands.convert import ConvertRequest, convert_table
-from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.inspect_result import InspectResult
+from engram_cli.commands.convert.command import ConvertRequest, convert_table
+from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.inspect.result import InspectResult
 from engram_cli.errors import InputError, OutputError
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.store import open_table

@@ -14,7 +14,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.requests.options import declared
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
 from engram_cli.hashing.schemes import SCHEMES

@@ -12,7 +12,7 @@ from commands.made import GEOMETRY, Made
 from small_tokenizers import PROSE
 
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.lookup import LookupRequest, LookupResult, lookup
+from engram_cli.commands.lookup.command import LookupRequest, LookupResult, lookup
 from engram_cli.errors import InputError, MismatchError, OutputError, TokenIdError
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.stats.stats_io import read_stats

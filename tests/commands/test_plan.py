@@ -16,8 +16,8 @@ from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
-from engram_cli.commands.plan import PlanRequest, PlanResult, plan
-from engram_cli.commands.plan_file import read_plan
+from engram_cli.commands.plan.command import PlanRequest, PlanResult, plan
+from engram_cli.commands.plan.file import read_plan
 from engram_cli.commands.requests.plan import Budget
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.progress import Silent

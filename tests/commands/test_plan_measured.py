@@ -10,7 +10,7 @@ import pytest
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
-from engram_cli.commands.plan import PlanRequest, PlanResult, plan
+from engram_cli.commands.plan.command import PlanRequest, PlanResult, plan
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.progress import Silent
 from engram_cli.stats.stats_io import read_stats

@@ -14,7 +14,7 @@ from commands.made import Made
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.report import ReportRequest, write_report
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.report.place import is_page

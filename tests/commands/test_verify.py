@@ -17,7 +17,7 @@ from commands.made import Made
 from table.tables import tamper
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.verify import VerifyRequest, VerifyResult, verify
+from engram_cli.commands.verify.command import VerifyRequest, VerifyResult, verify
 from engram_cli.errors import InputError
 from engram_cli.files import canonical_json
 from engram_cli.rows.checksum import file_checksum

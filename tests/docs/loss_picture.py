@@ -14,14 +14,14 @@ from statistics import mean
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks" / "quality"))
-from pretrained_page import BOTH, LORA, MEMORY, Found  # noqa: E402
+from pretrained_page import GENTLE, LORA, MEMORY, Found  # noqa: E402
 
 PICTURE = ROOT / "docs" / "pictures" / "loss.svg"
 # A method, what the picture calls it, and the class of its bar.
 METHODS = (
     (MEMORY, "memory", "memory"),
     (LORA, "LoRA", "other"),
-    (BOTH, "LoRA and memory", "memory"),
+    (GENTLE, "LoRA and memory", "memory"),
 )
 WIDTH, LEFT, TOP, BAR, STEP, SCALE = 560, 146, 84, 28, 44, 330
 STYLE = """
@@ -35,7 +35,7 @@ text { font: 14px system-ui, sans-serif; fill: #1f2328 }
 
 
 def losses() -> tuple[float, list[tuple[str, str, float, float]]]:
-    """Return the loss of the bare model, and of each method its label, class, loss and forgetting.
+    """Return the loss of the model alone, and of each method its label, class, loss and forgetting.
 
     What it forgets is the change of the loss on Python code.
     """

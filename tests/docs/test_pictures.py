@@ -7,9 +7,31 @@ import re
 from docs.blocks import ROOT
 from docs.loss_picture import PICTURE, losses, picture
 
+from docs import how_fast, scaling_picture
+
 
 def test_the_picture_of_the_loss_is_that_of_its_script() -> None:
     assert PICTURE.read_text(encoding="utf-8") == picture(), "python tests/docs/loss_picture.py"
+
+
+def test_the_picture_of_scaling_is_that_of_its_script() -> None:
+    shown = scaling_picture.PICTURE.read_text(encoding="utf-8")
+    assert shown == scaling_picture.picture(), "python tests/docs/scaling_picture.py"
+
+
+def test_the_page_of_limits_is_that_of_its_script() -> None:
+    shown = how_fast.PAGE.read_text(encoding="utf-8")
+    assert shown == how_fast.page(), "python tests/docs/how_fast.py"
+
+
+def test_no_stage_is_faster_than_bytes_can_move() -> None:
+    stages = {each.name: each for each in how_fast.gpu()}
+    for name in ("Look-up in HBM, 16,384 tokens", "Rows over two GPUs, 16,384 tokens on each"):
+        assert 0.1 < stages[name].share < 1
+    for each in (*how_fast.cpu(), *stages.values()):
+        assert each.limit > 0
+        assert each.measured > 0
+        assert (how_fast.RESULTS / f"{each.source}.json").exists()
 
 
 def test_pages_give_its_figures_as_text() -> None:

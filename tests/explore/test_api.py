@@ -15,8 +15,8 @@ from small_tokenizers import PROSE
 from starlette.testclient import TestClient
 
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
-from engram_cli.commands.lookup import LookupRequest, lookup
-from engram_cli.commands.lookup_session import LookupSession
+from engram_cli.commands.lookup.command import LookupRequest, lookup
+from engram_cli.commands.lookup.session import LookupSession
 from engram_cli.commands.requests.explore import ExploreRequest
 from engram_cli.commands.trace import TraceRequest, trace_text
 from engram_cli.errors import InputError, MismatchError

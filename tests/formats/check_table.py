@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from engram_cli.commands.requests.reading import VerifyRequest
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.commands.convert_to import convert
+from engram_cli.commands.convert.to import convert
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import EngramError
 from engram_cli.formats import TARGETS

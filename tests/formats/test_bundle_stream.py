@@ -15,10 +15,10 @@ from formats.converted import converted, stored
 from formats.test_model_writers import interrupted
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
-from engram_cli.commands.convert import ConvertRequest, convert_table
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
+from engram_cli.commands.convert.command import ConvertRequest, convert_table
 from engram_cli.commands.requests.reading import VerifyRequest
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.errors import InputError, MismatchError, OutputError
 from engram_cli.formats import bundle_writer, row_writer
 from engram_cli.formats.bundle import read_bundle

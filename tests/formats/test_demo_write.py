@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.requests.reading import VerifyRequest
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.errors import InputError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.demo import OFFSETS, WEIGHT

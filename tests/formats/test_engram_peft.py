@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from engram_cli import hash_tokens
-from engram_cli.commands.lookup import LookupRequest, lookup
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.lookup.command import LookupRequest, lookup
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats.engram_peft import FORMAT
 from engram_cli.formats.model_folder import bare_map

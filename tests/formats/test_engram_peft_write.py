@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from engram_cli import hash_tokens
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.requests.reading import VerifyRequest
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.errors import InputError, OutputError
 from engram_cli.formats.model_folder import bare_map
 from engram_cli.rows.safetensors import file_metadata, raw_header

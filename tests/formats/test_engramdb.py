@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from engram_cli import hash_tokens
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.lookup import lookup
+from engram_cli.commands.lookup.command import lookup
 from engram_cli.commands.requests.reading import LookupRequest
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats.engramdb import FORMAT, Store
 from engram_cli.formats.shard_shape import ShardShape

@@ -17,7 +17,7 @@ from engram_cli.commands.build_table import build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.requests.tables import BuildTableRequest
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.rows.source import ROWS, SCALES
 from engram_cli.vocab.compress import CompressedVocab

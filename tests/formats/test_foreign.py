@@ -13,8 +13,8 @@ from formats import checkpoints
 from formats.checkpoints import Written
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.convert_to import convert
-from engram_cli.commands.lookup import lookup
+from engram_cli.commands.convert.to import convert
+from engram_cli.commands.lookup.command import lookup
 from engram_cli.commands.requests.reading import LookupRequest
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import ArtifactError, InputError

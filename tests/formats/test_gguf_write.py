@@ -15,10 +15,10 @@ from formats.checkpoints import Written
 from formats.test_gguf import opened, results, same_vectors
 from small_tokenizers import wordpiece_tokenizer
 
-from engram_cli.commands.convert_to import WriteResult, convert
+from engram_cli.commands.convert.to import WriteResult, convert
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.requests.tables import ConvertRequest
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
 from engram_cli.formats import row_writer
 from engram_cli.rows.gguf_file import GgufFile, read_gguf, read_header

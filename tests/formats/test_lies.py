@@ -16,9 +16,9 @@ from formats import checkpoints, small_artifacts
 from formats.converted import converted
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.inspect import inspect
+from engram_cli.commands.inspect.command import inspect
 from engram_cli.commands.requests.reading import InspectRequest, VerifyRequest
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.errors import ArtifactError, EngramError
 from engram_cli.vocab.compress import CompressedVocab
 

@@ -12,7 +12,7 @@ from formats import matrix
 from formats.matrix import ALL_TARGETS, SOURCES, Cell, Source
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.convert_to import convert
+from engram_cli.commands.convert.to import convert
 from engram_cli.errors import EngramError
 from engram_cli.formats import FORMATS
 from engram_cli.formats.overlay import Overlay

@@ -10,11 +10,11 @@ import pytest
 from commands.made import Made, make
 from formats import npy_rows
 
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
-from engram_cli.commands.convert import ConvertRequest, convert_table
-from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.lookup import LookupRequest, lookup
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
+from engram_cli.commands.convert.command import ConvertRequest, convert_table
+from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.lookup.command import LookupRequest, lookup
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats import FORMATS
 from engram_cli.formats.bundle import read_bundle

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.lookup import LookupRequest, lookup
-from engram_cli.commands.verify import VerifyRequest, VerifyResult, verify
+from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.lookup.command import LookupRequest, lookup
+from engram_cli.commands.verify.command import VerifyRequest, VerifyResult, verify
 from engram_cli.errors import EngramError, InputError
 from engram_cli.formats.overlay import FORMAT, Overlay
 from engram_cli.rows import DTYPES

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.requests.reading import VerifyRequest
-from engram_cli.commands.verify import verify
+from engram_cli.commands.verify.command import verify
 from engram_cli.errors import InputError, MismatchError, OutputError
 from engram_cli.formats.overlay import Overlay
 from engram_cli.rows.source import ROWS, SCALES

@@ -17,7 +17,7 @@ from formats import checkpoints, small_artifacts
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.requests.reading import VerifyRequest
-from engram_cli.commands.verify import VerifyResult, verify
+from engram_cli.commands.verify.command import VerifyResult, verify
 from engram_cli.errors import InputError
 from engram_cli.formats.model_folder import CheckpointRows
 from engram_cli.rows.source import ROWS, SCALES

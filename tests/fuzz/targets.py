@@ -19,18 +19,18 @@ from safetensors.numpy import save_file
 from small_tokenizers import PROSE, byte_level_tokenizer
 from table.tables import counted, mapped_layout, table_spec
 
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.checkpoint import read_model_shape
-from engram_cli.commands.convert import ConvertRequest, convert_table
+from engram_cli.commands.convert.command import ConvertRequest, convert_table
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.lookup import VECTORS, LookupRequest, _header, lookup
+from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.lookup.command import VECTORS, LookupRequest, _header, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
-from engram_cli.commands.plan import PlanRequest, plan
-from engram_cli.commands.plan_file import is_plan, read_plan
+from engram_cli.commands.plan.command import PlanRequest, plan
+from engram_cli.commands.plan.file import is_plan, read_plan
 from engram_cli.commands.report import ReportRequest, write_report
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.commands.workspace import read_config
 from engram_cli.corpus.base import CorpusOptions, ReadPosition
 from engram_cli.corpus.checks import needs_tokenizer

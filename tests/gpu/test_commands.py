@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +20,10 @@ from small_tokenizers import PROSE
 from tiny_models import llama, make_bundle, make_layout, make_spec
 from transformers import PreTrainedTokenizerFast
 
-from engram_cli.commands.evaluate import evaluate
+from engram_cli.commands.evaluate.command import evaluate
 from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import train
+from engram_cli.commands.train.command import TrainResult, train
 from engram_cli.vocab.compress import CompressedVocab
 
 pytestmark = [
@@ -25,6 +32,29 @@ pytestmark = [
     # Of gradient checkpointing under PEFT.
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
 ]
+
+# A process that trains, and is killed after a step.
+KILLED = """
+import os, pickle, signal, sys
+from transformers import TrainerCallback
+from engram_cli.commands.train.command import train
+from engram_cli.training import part
+
+class Killer(TrainerCallback):
+    def on_step_end(self, args, state, control, **given):
+        if state.global_step == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+made = part.make_trainer
+
+def killed(*args):
+    trainer = made(*args)
+    trainer.callback_handler.callbacks.insert(0, Killer())
+    return trainer
+
+part.make_trainer = killed
+train(pickle.loads(sys.stdin.buffer.read()))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +76,12 @@ def folder(
     return folder
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"rows": "frozen"}, {"gradient_checkpointing": True, "lora": 2}, {"full": True}],
-    ids=["memory", "frozen rows", "LoRA, activations again", "full"],
-)
-def test_the_loss_falls(options: dict[str, Any], folder: Path, tmp_path: Path) -> None:
-    request = TrainRequest(
+def request_for(folder: Path, out: Path, **options: Any) -> TrainRequest:
+    return TrainRequest(
         checkpoint=folder / "ckpt",
         sources=(folder / "train.jsonl",),
         held_out=(folder / "held-out.jsonl",),
-        out=tmp_path / "run",
+        out=out,
         bundle=folder / "bundle",
         steps=20,
         batch=8,
@@ -64,6 +89,25 @@ def test_the_loss_falls(options: dict[str, Any], folder: Path, tmp_path: Path) -
         length=16,
         **options,
     )
+
+
+def losses(result: TrainResult) -> tuple[Sequence[float], Sequence[float]]:
+    """The losses on the way, and those at the end."""
+    assert result.outcome is not None
+    course = result.outcome.lines[-1].course
+    assert course is not None
+    assert course.steps == 20
+    on_the_way = [each.loss for each in course.evaluations]
+    return on_the_way, [line.loss for line in result.outcome.lines]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rows": "frozen"}, {"gradient_checkpointing": True, "lora": 2}, {"full": True}],
+    ids=["memory", "frozen rows", "LoRA, activations again", "full"],
+)
+def test_the_loss_falls(options: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    request = request_for(folder, tmp_path / "run", **options)
     outcome = train(request).outcome
     assert outcome is not None
     line = outcome.lines[-1]
@@ -86,3 +130,49 @@ def test_the_loss_falls(options: dict[str, Any], folder: Path, tmp_path: Path) -
     )
     for one, other in zip(on_gpu.losses, on_cpu.losses, strict=True):
         assert one.loss == pytest.approx(other.loss, abs=2e-4), one.variant
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lora": 2}, {"full": True}], ids=["memory", "LoRA", "full"]
+)
+def test_a_killed_run_ends_as_one_that_was_not(
+    options: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    whole = request_for(folder, tmp_path / "whole", **options)
+    cut = replace(whole, out=tmp_path / "cut")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, "13"],
+        input=pickle.dumps(cut),
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:].decode()
+    assert not (tmp_path / "cut" / "engram").exists()
+    for found, expected in zip(losses(train(cut)), losses(train(whole)), strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": 2}], ids=["memory", "LoRA"])
+def test_activations_computed_again_change_nothing(
+    options: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    kept = request_for(folder, tmp_path / "kept", **options)
+    again = replace(kept, out=tmp_path / "again", gradient_checkpointing=True)
+    for found, expected in zip(losses(train(again)), losses(train(kept)), strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_bfloat16_is_near_the_cpu(folder: Path) -> None:
+    request = EvaluateRequest(
+        checkpoint=folder / "ckpt",
+        sources=(folder / "held-out.jsonl",),
+        bundle=folder / "bundle",
+        device="cuda",
+    )
+    on_gpu, on_cpu = evaluate(request), evaluate(replace(request, device="cpu"))
+    for one, other in zip(on_gpu.losses, on_cpu.losses, strict=True):
+        assert one.loss == pytest.approx(other.loss, abs=0.02), one.variant
+    assert on_gpu.scored == on_cpu.scored

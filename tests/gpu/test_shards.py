@@ -100,11 +100,41 @@ def test_compiled_it_is_one_operator() -> None:
         assert torch.equal(compiled(ids), expected)
 
 
-@TWO
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A bundle with hits, and the size of its vocabulary."""
+    tiny_models = pytest.importorskip("tiny_models")
+    from small_tokenizers import byte_level_tokenizer
+
+    from engram_cli.vocab.compress import compress_vocab
+
+    folder = tmp_path_factory.mktemp("bundle")
+    byte_level_tokenizer().save(str(folder / "tokenizer.json"))
+    vocab = compress_vocab(folder / "tokenizer.json")
+    spec = tiny_models.make_spec(tiny_models.make_layout(vocab), "bfloat16", dim=32)
+
+    def hits(layer: int) -> list[tuple[int, Any]]:
+        return [(0, np.random.default_rng(layer).integers(0, 9, spec.rows(layer)).astype("<u4"))]
+
+    return tiny_models.make_bundle(folder / "bundle", spec, hits=hits), vocab.vocab_size
+
+
+@pytest.fixture
+def tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers so small that the tiny bundle fills them."""
+    path = tmp_path / "tuning.json"
+    path.write_text('{"block_bytes": 4096, "ahead_bytes": 0, "ring_buffer_bytes": 4096}')
+    monkeypatch.setenv("ENGRAM_TIERS_TUNING", str(path))
+    monkeypatch.setenv("ENGRAM_HOST_MEMORY", "1GB")
+
+
+@pytest.mark.usefixtures("tuning")
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=TWO)])
 @pytest.mark.parametrize("way", ["peer", "exchange"])
-def test_two_processes(way: str, tmp_path: Path) -> None:
+def test_two_processes(way: str, gpus: int, bundle: tuple[Path, int], tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(SCRIPT), way, str(tmp_path / "meet")]
+    given = [way, str(gpus), str(tmp_path / "meet"), *map(str, bundle)]
+    command = [sys.executable, str(SCRIPT), *given]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -112,32 +142,20 @@ def test_two_processes(way: str, tmp_path: Path) -> None:
 
 
 @TWO
-def test_a_model_over_two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_models = pytest.importorskip("tiny_models")
-    from small_tokenizers import byte_level_tokenizer
+@pytest.mark.usefixtures("tuning")
+def test_a_model_over_two_gpus(bundle: tuple[Path, int]) -> None:
+    from tiny_models import llama, wake
 
     from engram_cli.runtime import attach, detach
-    from engram_cli.vocab.compress import compress_vocab
 
-    byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    vocab = compress_vocab(tmp_path / "tokenizer.json")
-    spec = tiny_models.make_spec(tiny_models.make_layout(vocab), "bfloat16", dim=32)
-
-    def hits(layer: int) -> list[tuple[int, Any]]:
-        return [(0, np.random.default_rng(layer).integers(0, 9, spec.rows(layer)).astype("<u4"))]
-
-    bundle = tiny_models.make_bundle(tmp_path / "bundle", spec, hits=hits)
-    tuning = tmp_path / "tuning.json"
-    tuning.write_text('{"block_bytes": 4096, "ahead_bytes": 0, "ring_buffer_bytes": 4096}')
-    monkeypatch.setenv("ENGRAM_TIERS_TUNING", str(tuning))
-    monkeypatch.setenv("ENGRAM_HOST_MEMORY", "1GB")
-    ids = torch.randint(3, vocab.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0))
+    path, vocab = bundle
+    ids = torch.randint(3, vocab, (2, 30), generator=torch.Generator().manual_seed(0))
     found = []
     placements = ("hbm", "shard", "shard=2,replicate=20KB", "hbm=12KB,shard=2,host")
     for placement in placements:
-        model = tiny_models.llama(vocab.vocab_size).to(CUDA)
-        memory = attach(model, bundle, placement=placement)
-        tiny_models.wake(memory)
+        model = llama(vocab).to(CUDA)
+        memory = attach(model, path, placement=placement)
+        wake(memory)
         with torch.no_grad():
             found.append(model(input_ids=ids.to(CUDA)).logits)
             options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 2}

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from remote.hub import SHA, TOKEN, Hub, cached, hub, running
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.lookup import lookup
+from engram_cli.commands.lookup.command import lookup
 from engram_cli.commands.requests.reading import LookupRequest
 from engram_cli.errors import DependencyError, InputError, SourceError
 from engram_cli.remote.locate import count_read, locate

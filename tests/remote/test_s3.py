@@ -10,7 +10,7 @@ import pytest
 from formats import checkpoints
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.commands.inspect import inspect
+from engram_cli.commands.inspect.command import inspect
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import InputError, SourceError
 from engram_cli.remote.locate import count_read, locate

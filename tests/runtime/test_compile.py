@@ -45,7 +45,8 @@ def test_a_forward_and_every_decode_step_are_one_graph_each(model: PreTrainedMod
     compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
     ids = text(200, 2, 12)
     expected = logits(model, ids, use_cache=False)
-    assert torch.equal(logits(compiled, ids, use_cache=False), expected)
+    found = logits(compiled, ids, use_cache=False)  # of the twins; the loops round elsewhere
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert graphs() == 1
     cache = StaticCache(config=model.config, max_cache_len=16)
     for _ in range(2):

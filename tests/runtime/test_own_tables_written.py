@@ -21,14 +21,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import engram_cli.hf
 from engram_cli import attach
-from engram_cli.commands.attach import AttachResult, attach_checkpoint
+from engram_cli.commands.attach.command import AttachResult, attach_checkpoint
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import hash_stats
-from engram_cli.commands.inspect import InspectRequest, inspect
+from engram_cli.commands.inspect.command import InspectRequest, inspect
 from engram_cli.commands.load_model import load_model
 from engram_cli.commands.requests.corpus import HashStatsRequest
 from engram_cli.commands.requests.tables import AttachRequest
-from engram_cli.commands.verify import VerifyRequest, verify
+from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.stats.stats_io import read_stats

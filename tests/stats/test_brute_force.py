@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from stats import brute_force as truth
 
-from engram_cli.commands.demo import library_folder, standard_library
+from engram_cli.commands.demo.command import library_folder, standard_library
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stats.truth import blocks_of, json_of, layout_of
 
-from engram_cli.commands.demo import library_folder, standard_library
+from engram_cli.commands.demo.command import library_folder, standard_library
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.counting.count import count_blocks
 from engram_cli.stats.sampling.occurrences import Occurrences

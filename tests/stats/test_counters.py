@@ -70,14 +70,22 @@ def test_every_column_and_sampler_has_one_task(moduli: tuple[int, ...]) -> None:
     layout = layout_of(moduli=moduli, heads=3, layers=(1, 4))
     counter = Counter(layout, 16)
     columns = [
-        (id(task.buffer.columns.hits), column)
+        (id(layer.hits), column)
         for task in counter.tasks
         if isinstance(task, ColumnTask)
-        for column in task.buffer.columns.indices
+        for layer in task.buffer.layers
+        for column in layer.indices
     ]
     assert len(columns) == len(set(columns)) == 12
+    assert not [task for task in counter.tasks if isinstance(task, SamplingTask)]
+
+
+def test_ngrams_without_a_key_are_sampled_at_every_position() -> None:
+    layout = layout_of(moduli=(101,) * 3, heads=1, orders=(2, 4, 5))
+    counter = Counter(layout, 16)
     samplers = [task.sampler for task in counter.tasks if isinstance(task, SamplingTask)]
-    assert samplers == list(counter.samplers)
+    assert samplers == [counter.samplers[2]]
+    assert samplers[0].order == 5
 
 
 def test_joined_documents_are_one_sequence() -> None:
@@ -184,7 +192,7 @@ def test_a_thread_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(self: object, chunk: object, scratch: object) -> None:
         raise RuntimeError("a counter broke")
 
-    monkeypatch.setattr(counters.SamplingTask, "push", broken)
+    monkeypatch.setattr(counters.ColumnTask, "push", broken)
     with pytest.raises(RuntimeError, match="a counter broke"):
         push_forever(ThreadPool(Counter(LAYOUT, 16), 2))
 

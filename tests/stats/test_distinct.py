@@ -104,6 +104,17 @@ def test_the_estimate_lies_within_its_error(seed: int) -> None:
         assert abs(sample.distinct - truth) < 4 * sample.distinct_error
 
 
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 200])
+@pytest.mark.parametrize("highest", [0, 2**55, 2**63, EVERYTHING - 1])
+def test_the_positions_of_low_hashes_are_chosen(count: int, highest: int) -> None:
+    hashes = np.random.default_rng(count).integers(0, 2**64, count, dtype=np.uint64)
+    hashes[::7] = highest
+    hashes[1::9] = 0
+    kept = np.empty(count, dtype=np.int64)
+    chosen = kernels.choose(hashes, np.uint64(highest), kept)
+    assert kept[:chosen].tolist() == np.flatnonzero(hashes <= np.uint64(highest)).tolist()
+
+
 @pytest.mark.parametrize("spare", [0, -1])
 def test_the_highest_hash_is_kept_too(spare: int) -> None:
     ngram = np.array([3, 5], dtype=np.int32)

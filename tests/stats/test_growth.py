@@ -13,6 +13,7 @@ from stats.truth import layout_of, ngrams_of, plain, rows_of, section, zipf_docu
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import MismatchError
+from engram_cli.stats.counting import collector_kernels as kernels
 from engram_cli.stats.counting.count import count_blocks
 from engram_cli.stats.counting.token_chunk import SegmentSplitter
 from engram_cli.stats.statistics import growth_curve as curve
@@ -99,6 +100,22 @@ def test_the_parts_merge_into_the_whole() -> None:
         assert plain(a.merge(b).result(counts[-1])) == plain(whole.result(counts[-1]))
     with pytest.raises(MismatchError, match="do not merge"):
         one.merge(Growth(LAYOUT, 101).partial())
+
+
+@pytest.mark.parametrize("shift", [0, 1, 4])
+def test_rows_arrive_with_their_first_segment(shift: int) -> None:
+    generator = np.random.default_rng(5)
+    rows = generator.integers(0, 500, 1_000).astype(np.uint32)
+    begins = np.array([0, 1, 65, 129, 500, 563])  # some of less than 64 rows, one of 64
+    keys = generator.integers(0, 2**64, len(begins), dtype=np.uint64)
+    expected = np.full(-(-500 >> shift), 2**64 - 1, dtype=np.uint64)
+    found = expected.copy()
+    mask = np.uint32((1 << shift) - 1)
+    kernels.observe_rows(rows, mask, np.uint32(shift), begins, keys, found)
+    followed = rows % (1 << shift) == 0
+    which = np.searchsorted(begins, np.arange(len(rows)), side="right") - 1
+    np.minimum.at(expected, rows[followed] >> shift, keys[which[followed]])
+    assert np.array_equal(found, expected)
 
 
 def test_a_sampled_curve_lies_within_its_error() -> None:

@@ -14,8 +14,16 @@ from stats.truth import layout_of
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.counting import hit_kernels as kernels
-from engram_cli.stats.counting import ngram_buffer
-from engram_cli.stats.counting.ngram_buffer import Columns, make_buffer, parts_of, scratch_items
+from engram_cli.stats.counting import key_kernels, ngram_buffer
+from engram_cli.stats.counting.ngram_buffer import (
+    Columns,
+    key_bits,
+    make_buffers,
+    part_bits,
+    parts_of,
+    scratch_items,
+)
+from engram_cli.stats.sampling.distinct import NgramSample, Sampler
 
 ITEMS = 70_000
 FULL = 2**32 - 1
@@ -23,6 +31,8 @@ KINDS = {
     "near": layout_of(moduli=(10007, 10009, 10037, 10039), heads=2),
     "slow": layout_of(moduli=(101, 103, 107, 109), heads=2),  # too small for the reciprocal
     "far": layout_of(moduli=(1_100_003, 1_300_021, 1_100_009, 2_000_003), heads=2),
+    "layers": layout_of(moduli=(10007, 10009, 10037, 10039), heads=2, layers=(1, 4, 9)),
+    "mixes": layout_of(moduli=(10007, 10009), heads=1, orders=(2, 5)),
 }
 KINDS["powers"] = replace(KINDS["near"], fold="powers")
 KINDS["salted"] = replace(
@@ -32,58 +42,75 @@ KINDS["salted"] = replace(
 
 
 class Plain:
-    """What `NgramBuffer` does, one occurrence after another."""
+    """What buffers do, one occurrence after another."""
 
-    def __init__(self, columns: Columns) -> None:
-        self.columns = columns
+    def __init__(self, layers: list[Columns]) -> None:
+        self.layers = layers
 
-    def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
-        """Count the n-grams of a window; `rows` gets the rows of the first column."""
-        plan = self.columns.plan
-        found = np.empty((len(self.columns.indices), len(window)), dtype=np.uint32)
-        plan.of_order(self.columns.order).columns(window.tokens, window.seen, found)
-        rows[:] = found[0][: len(rows)]
-        for column, each in zip(self.columns.indices, found, strict=True):
-            begin, modulus = plan.offsets[column], plan.moduli[column]
-            hits = self.columns.hits[begin : begin + modulus]
-            more = np.bincount(each, minlength=modulus)
-            hits[:] = np.minimum(hits.astype(np.int64) + more, FULL)
+    def push(self, window: Window) -> None:
+        """Count the n-grams of a window."""
+        for layer in self.layers:
+            plan = layer.plan
+            found = np.empty((plan.heads, len(window)), dtype=np.uint32)
+            plan.of_order(layer.order).columns(window.tokens, window.seen, found)
+            for column, each in zip(layer.indices, found, strict=True):
+                begin, modulus = plan.offsets[column], plan.moduli[column]
+                hits = layer.hits[begin : begin + modulus]
+                more = np.bincount(each, minlength=modulus)
+                hits[:] = np.minimum(hits.astype(np.int64) + more, FULL)
 
 
-def columns_of(layout: HashLayout, order: int, first: int = 0) -> Columns:
-    """All columns of an order, with counters that begin at `first`."""
-    entry, heads = layout.layers[0], layout.heads
-    return Columns(
-        plan=plan_layer(layout, entry),
-        order=order,
-        columns=slice(order * heads, (order + 1) * heads),
-        hits=np.full(entry.rows, first, dtype=np.uint32),
-    )
+def columns_of(layout: HashLayout, order: int, first: int = 0) -> list[Columns]:
+    """The columns of an order of each layer, with counters that begin at `first`."""
+    return [
+        Columns(
+            plan=plan_layer(layout, entry),
+            order=order,
+            hits=np.full(entry.rows, first, dtype=np.uint32),
+        )
+        for entry in layout.layers
+    ]
 
 
 def both(
     layout: HashLayout, windows: list[Window], order: int, first: int = 0
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """The hits by `NgramBuffer` and by `Plain`, which also agree on the rows they show."""
+    """The hits of all layers by buffers and by `Plain`; samples agree with those by occurrence."""
+    size = layout.orders[order]
+    bits = key_bits(layout, size)
+    sampler, plain_sampler = (Sampler(size, layout.filler_id, 64) for _ in range(2))
     fast, plain = columns_of(layout, order, first), columns_of(layout, order, first)
-    waiting, plainly = make_buffer(fast, ITEMS), Plain(plain)
-    needed = max(scratch_items(modulus, ITEMS) for modulus in layout.layers[0].moduli)
+    buffers, plainly = make_buffers(fast, bits, ITEMS, sampler), Plain(plain)
+    needed = max(scratch_items(m, ITEMS) for entry in layout.layers for m in entry.moduli)
     scratch = np.empty(needed, dtype=np.uint32)
     for window in windows:
-        shown = [np.zeros(len(window), dtype=np.uint32) for _ in range(2)]
-        if waiting.room < len(window):
-            for job in waiting.jobs():
+        plainly.push(window)
+        hashes = np.empty(len(window), dtype=np.uint64)
+        plain_sampler.hash(window, hashes)
+        plain_sampler.push_hashes(hashes, window)
+        for buffer in buffers:
+            if buffer.room < len(window):
+                for job in buffer.jobs():
+                    job(scratch)
+            buffer.push(window)
+    for buffer in buffers:
+        if buffer.room < 1 << kernels.SLOT_BITS:
+            for job in buffer.jobs():
                 job(scratch)
-        waiting.push(window, shown[0])
-        plainly.push(window, shown[1])
-        assert np.array_equal(*shown)
-    if waiting.room < 1 << kernels.SLOT_BITS:
-        for job in waiting.jobs():
+        for job in buffer.last_jobs():
             job(scratch)
-    for job in waiting.last_jobs():
-        job(scratch)
-    assert list(waiting.last_jobs()) == []
-    return fast.hits, plain.hits
+        assert list(buffer.last_jobs()) == []
+    if bits:
+        assert same_samples(sampler.sample(), plain_sampler.sample())
+    hits = [np.concatenate([each.hits for each in layers]) for layers in (fast, plain)]
+    return hits[0], hits[1]
+
+
+def same_samples(one: NgramSample, two: NgramSample) -> bool:
+    """Whether two samples are equal to the bit."""
+    names = ("hashes", "counts", "tokens")
+    arrays = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in names)
+    return arrays and (one.order, one.threshold) == (two.order, two.threshold)
 
 
 def windows_of(layout: HashLayout, ids: NDArray[np.int32], step: int) -> list[Window]:
@@ -102,7 +129,7 @@ def test_hits_are_those_of_plain_counting(kind: str, order: int) -> None:
     ids = np.random.default_rng(3).integers(0, 50, 150_000).astype(np.int32) ** 2 // 50
     fast, plain = both(layout, windows_of(layout, ids.astype(np.int32), 40_000), order)
     assert np.array_equal(fast, plain)
-    assert int(fast.sum()) == 2 * 150_000
+    assert int(fast.sum()) == layout.heads * len(layout.layers) * 150_000
 
 
 @given(
@@ -122,7 +149,7 @@ def test_any_stream_in_any_pieces(ids: list[int], step: int, repeat: int) -> Non
 def test_one_ngram_over_and_over(kind: str) -> None:
     """More often than a slot can say, and into one part only."""
     layout = KINDS[kind]
-    ids = np.full(3 * kernels.MOST_TIMES + 5, 7, dtype=np.int32)
+    ids = np.full(3 * key_kernels.MOST_TIMES + 5, 7, dtype=np.int32)
     windows = [StreamHasher(layout).push(ids)]
     fast, plain = both(layout, windows, 1)
     assert np.array_equal(fast, plain)
@@ -142,19 +169,64 @@ def test_a_part_that_fills_up_is_counted_at_once() -> None:
     """All n-grams in one row of the first part, more of them than the part has room for."""
     modulus = 2_000_003
     mixes = np.full(50_000, 5 * modulus + 3, dtype=np.uint64)
-    times = np.ones(len(mixes), dtype=np.uint16)
+    times = np.ones(len(mixes), dtype=np.uint8)
     hits = np.zeros(modulus, dtype=np.uint32)
     parts = parts_of(modulus)
     items = np.empty((parts, 2 * kernels.TILE), dtype=np.uint32)
-    kernels.count_far(mixes, times, modulus, 0, True, items, np.empty(parts, np.int64), hits)
+    ends = np.empty(parts, np.int64)
+    kernels.count_far(mixes, times, modulus, 0, True, part_bits(modulus), items, ends, hits)
     assert (int(hits[3]), int(hits.sum())) == (len(mixes), len(mixes))
+
+
+def test_first_heads_are_the_first_columns() -> None:
+    for kind, layout in KINDS.items():
+        window = windows_of(layout, np.arange(500, dtype=np.int32) % 50, 500)[0]
+        for order in range(2):
+            columns = columns_of(layout, order)[-1]
+            rows = np.empty((layout.heads, len(window)), dtype=np.uint32)
+            columns.plan.of_order(order).columns(window.tokens, window.seen, rows)
+            first = np.empty((1, len(window)), dtype=np.uint32)
+            columns.first_head().columns(window.tokens, window.seen, first)
+            assert np.array_equal(first[0], rows[0]), kind
+
+
+@pytest.mark.parametrize(
+    ("order", "size", "bits"),
+    [(1, 2, 16), (4, 2**18, 18), (4, 2**18 + 1, 0), (3, 2**24, 24), (5, 2, 0), (2, 2**31, 31)],
+)
+def test_bits_of_a_token_in_a_key(order: int, size: int, bits: int) -> None:
+    layout = replace(KINDS["near"], lookup=None, vocab_digest=None, compressed_size=size)
+    assert key_bits(layout, order) == bits
+    assert key_bits(replace(layout, fold="powers"), order) == 0
+
+
+@given(data=st.data(), order=st.integers(1, 4), bits=st.integers(16, 18))
+@settings(max_examples=30, deadline=None)
+def test_tokens_come_back_from_keys(data: st.DataObject, order: int, bits: int) -> None:
+    """With the largest tokens and counts too, where words are full to the last bit."""
+    token = st.one_of(st.integers(0, 2**bits - 1), st.just(2**bits - 1))
+    tokens = data.draw(st.lists(token, min_size=order, max_size=40))
+    count = len(tokens) - order + 1
+    x, seen = np.array(tokens, dtype=np.int32), np.full(count, order, dtype=np.uint8)
+    multipliers = 2 * np.arange(order, dtype=np.int64) + 3
+    slots = np.zeros(1 << kernels.SLOT_BITS, dtype=np.uint64)
+    words, places = np.zeros(count + 1, dtype=np.uint64), np.zeros(count + 1, dtype=np.uint16)
+    used = kernels.combine(x, seen, 0, multipliers, bits, slots, 0, words, places)
+    used = kernels.empty_slots(slots, used, words, places)
+    mixes, times = np.empty(used, dtype=np.uint64), np.empty(used, dtype=np.uint8)
+    key_kernels.key_mixes(words[:used], places[:used], multipliers, bits, mixes, times)
+    expected = np.zeros(count, dtype=np.int64)
+    for lag in range(order):
+        expected ^= x[order - 1 - lag : len(x) - lag].astype(np.int64) * multipliers[lag]
+    assert sorted(np.repeat(mixes, times).tolist()) == sorted(expected.tolist())
 
 
 def test_parts_of_columns() -> None:
     assert parts_of(ngram_buffer.NEAR_ROWS) == 0
-    assert parts_of(ngram_buffer.NEAR_ROWS + 1) == 5
-    assert parts_of(16_000_057) == 62
-    assert parts_of(2**31) == 0
+    assert parts_of(ngram_buffer.NEAR_ROWS + 1) == 33
+    assert parts_of(16_000_057) == 245
+    assert parts_of(2**31) == 256
+    assert part_bits(2**31) <= kernels.ROW_BITS
     for rows in (2**20 + 1, 16_000_057, 2**28):
         for items in (ITEMS, 2**22):
             assert scratch_items(rows, items) // parts_of(rows) > kernels.TILE

@@ -295,3 +295,36 @@ def test_counters_open_in_xarray(stats: Path) -> None:
         assert found[str(layer)].dims == (f"row_{layer}",)
         assert (found[str(layer)].values == statistics.hits(layer)).all()
         assert found[str(layer)].attrs["long_name"] == f"look-ups of each row of layer {layer}"
+
+
+def test_arrays_are_as_zarr_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written without zarr has the metadata and the entries that zarr gives it."""
+    monkeypatch.setattr(arrays, "_CHUNK", 100)
+    counts = np.zeros(250, dtype=np.uint32)
+    counts[230] = 7  # the first two chunks are zeros, and have no file
+    lookup = np.arange(30, dtype=np.int32) - 1
+    written = {"12": counts, "lookup": lookup}
+    digests = arrays.write_arrays(tmp_path / "own", written, {"12": "row_12"}, {"12": "look-ups"})
+    group = zarr.create_group(tmp_path / "zarr", zarr_format=3)
+    own = zarr.open_group(tmp_path / "own", mode="r")
+    assert own.metadata == group.metadata
+    for name, values in written.items():
+        made = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=(min(100, len(values)),),
+            compressors=zarr.codecs.ZstdCodec(level=1),
+            fill_value=0,
+            dimension_names=("row_12" if name == "12" else name,),
+            attributes={"long_name": "look-ups"} if name == "12" else {},
+        )
+        read = own[name]
+        assert isinstance(read, zarr.Array)
+        assert read.metadata == made.metadata
+        assert np.array_equal(np.asarray(read[:]), values)
+        assert np.array_equal(
+            arrays.read_array(tmp_path / "own", name, values.shape, values.dtype), values
+        )
+        assert digests[name] == arrays.array_digest(values)
+    assert os.listdir(tmp_path / "own" / "12" / "c") == ["2"]

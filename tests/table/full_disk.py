@@ -17,7 +17,7 @@ from typing import Any
 
 from table.tables import build
 
-from engram_cli.commands.convert import ConvertRequest, convert_table
+from engram_cli.commands.convert.command import ConvertRequest, convert_table
 from engram_cli.errors import OutputError
 from engram_cli.table import build as building
 from engram_cli.table.store import open_table

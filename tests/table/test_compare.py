@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engram_cli.commands.diff_ngrams import NgramCounter
+from engram_cli.commands.diff.ngrams import NgramCounter
 from engram_cli.rows import DTYPES
 from engram_cli.rows.error_bounds import error_bounds
 from engram_cli.table.compare.levels import (

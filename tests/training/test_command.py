@@ -12,12 +12,12 @@ from small_tokenizers import PROSE
 from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
-from engram_cli.commands.evaluate import evaluate
-from engram_cli.commands.evaluate_page import evaluation_views
+from engram_cli.commands.evaluate.command import evaluate
+from engram_cli.commands.evaluate.page import evaluation_views
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import train
+from engram_cli.commands.train.command import train
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.view import Table
 
@@ -33,13 +33,13 @@ def test_a_bundle_is_made_from_the_text(
 ) -> None:
     arguments = ["train", str(checkpoint), str(texts[0]), "--held-out", str(texts[1])]
     arguments += ["--steps", "6", "--batch", "4", "--length", "16", "--dim", "4", "--device", "cpu"]
-    arguments += ["--rows-per-head", "97", "--layers", "1", "-o", str(tmp_path / "run")]
+    arguments += ["--rows-per-head", "97", "--layers", "0,1,3", "-o", str(tmp_path / "run")]
     found = CliRunner().invoke(app, [*arguments, "--json"])
     assert found.exit_code == 0, found.output
     result = json.loads(found.stdout)
     assert result["outcome"]["lines"][1]["difference"] < 0
     spec = read_bundle(tmp_path / "run" / "engram").spec
-    assert (spec.layers, spec.dim, spec.dtype) == ((1,), 4, "float32")
+    assert (spec.layers, spec.dim, spec.dtype) == ((0, 1, 3), 4, "float32")
     start = rows_of(tmp_path / "run" / "work" / "engram")
     assert np.count_nonzero(start.any(axis=1)) > 100  # next-token rows
     shown = CliRunner().invoke(app, arguments)  # it is finished

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import train
+from engram_cli.commands.train.command import train
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "train.md"
 

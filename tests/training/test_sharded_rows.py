@@ -12,7 +12,7 @@ import pytest
 from resumed_training import OPTIONS
 
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import train
+from engram_cli.commands.train.command import train
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle import read_bundle
 

@@ -15,10 +15,11 @@ from safetensors.numpy import load_file
 from tiny_models import text
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from engram_cli.commands.evaluate import evaluate
+from engram_cli.commands.evaluate.command import evaluate
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import TrainResult, train
+from engram_cli.commands.train.command import TrainResult, train
 from engram_cli.errors import CorpusError, EngramError, InputError, MismatchError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.progress import Silent
@@ -86,6 +87,19 @@ def test_frozen_rows_stay_as_they_are(
     start, end = weights(bundle), weights(tmp_path / "run" / "engram")
     changed = {name for name in start if not np.array_equal(start[name], end[name])}
     assert changed == {name for name in start if not name.endswith("rows")}
+    assert after(result).difference < 0
+
+
+def test_rows_that_no_text_can_fill_start_random_at_the_embedding(
+    checkpoint: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    geometry = Geometry(scheme="longcat", eos_id=1)
+    request = request_for(checkpoint, texts, tmp_path / "run", geometry=geometry, steps=6)
+    with pytest.raises(InputError, match="rows of longcat start random"):
+        train(replace(request, out=tmp_path / "frozen", rows="frozen"))
+    result = train(request)
+    spec = read_bundle(tmp_path / "run" / "engram").spec
+    assert (spec.layout.scheme, spec.layers) == ("longcat", (0,))
     assert after(result).difference < 0
 
 

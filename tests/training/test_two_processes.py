@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.train import train
+from engram_cli.commands.train.command import train
 from engram_cli.formats.bundle import read_bundle
 
 

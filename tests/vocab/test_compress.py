@@ -160,6 +160,9 @@ def test_parquet_round_trip(small_vocab: CompressedVocab, tmp_path: Path) -> Non
         small_vocab.tokens,
         small_vocab.keys,
     )
+    assert [again.texts[i] for i in range(len(again.texts))] == list(again.texts)
+    assert again.keys[2:5] == small_vocab.keys[2:5]
+    assert again.keys != small_vocab.tokens
     assert again.special_ids == small_vocab.special_ids
     assert again.tokenizer_digest == small_vocab.tokenizer_digest
     first = path.read_bytes()

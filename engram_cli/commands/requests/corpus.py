@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.options import (
@@ -281,7 +281,7 @@ class HashStatsRequest(CorpusRun):
     force: Force = False
     workspace: Here = dataclasses.field(default_factory=Workspace)
 
-    RULES = (
+    RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             lambda request: not request.checkpoint_seconds >= 0.0,
             "{0.checkpoint_seconds} seconds",

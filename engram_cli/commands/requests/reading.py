@@ -36,7 +36,8 @@ class InspectRequest(Request):
 
     `stats`, `vocab`: None for those that lie next to it and belong to it. `hottest`: rows listed of
     each order. `rows`: read the rows too, or only what describes them; None reads those of
-    engram's own artifacts on this machine. `tokenizer`: that of another program's checkpoint, None
+    engram's own artifacts on this machine. `full`: read every row; else a sample of large layers,
+    and figures have standard errors. `tokenizer`: that of another program's checkpoint, None
     for the one in its folder. `probe`: ask the table what it knows of a text. `report`: a page to
     draw of it all.
     """
@@ -66,6 +67,9 @@ class InspectRequest(Request):
             "program's checkpoint, or behind an address)."
         ),
     ] = None
+    full: Annotated[
+        bool, Option("Read every row instead of a sample, and estimate no figure of them.")
+    ] = False
     tokenizer: Annotated[
         Path | None,
         Option(

@@ -123,7 +123,7 @@ def _score_batch(
     pace: Pace | None,
 ) -> list[Scored]:
     """Return the windows of one batch with their losses."""
-    ids, mask = _padded(batch, model)
+    ids, mask = padded_batch(batch, model)
     read = sum(len(window.ids) for window in batch)
     losses: list[dict[str, NDArray[np.float32]]] = [{} for _ in batch]
     measured = [name for name in variants if "memory" in name][-1:]
@@ -181,7 +181,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device if weight is None else weight.device
 
 
-def _padded(batch: list[Window], model: nn.Module) -> tuple[Tensor, Tensor | None]:
+def padded_batch(batch: list[Window], model: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Return ids int64[B, T] and the mask, None without padding. Raises TokenIdError."""
     longest = max(len(window.ids) for window in batch)
     ids = np.zeros((len(batch), longest), dtype=np.int64)

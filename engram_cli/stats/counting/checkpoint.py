@@ -194,11 +194,28 @@ def remove_checkpoint(folder: Path) -> None:
         remove_work(folder, CHECKPOINT)
 
 
-def note_finished(folder: Path, digest: str) -> None:
-    """Note that the count is finished, with statistics of this digest."""
+def note_finished(folder: Path, digest: str, request: str | None = None) -> None:
+    """Note that the count is finished, with statistics of this digest.
+
+    `request`: of a change of statistics, which must not be made twice: None for no such.
+    """
+    if request is not None:
+        open_work(folder, CHECKPOINT)
     if CHECKPOINT.has_mark(folder):
         with inner_file(folder / FINISHED) as part:
-            part.write_bytes(canonical_json({"digest": digest}))
+            said = {"digest": digest} | ({} if request is None else {"request": request})
+            part.write_bytes(canonical_json(said))
+
+
+def finished_request(folder: Path, stats: Path) -> str | None:
+    """Return the change that a run finished which was killed before it removed its note."""
+    try:
+        said = read_json(folder / FINISHED, "a note")
+        if said["digest"] == read_json(stats / "stats.json", "statistics")["digest"]:
+            return str(said["request"])
+    except (ArtifactError, InputError, KeyError):
+        pass
+    return None
 
 
 def clear_finished(folder: Path, stats: Path) -> None:

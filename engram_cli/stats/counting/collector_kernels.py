@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint32, uint64
 
-from engram_cli.jit import kernel
+from engram_cli.jit import kernel, lanes_without, lowest_bit
 from engram_cli.stats.counting.kernels import TILE, choose, find_slot
 
 _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -61,19 +61,21 @@ def fill_arrivals(hashes, arrivals, slots):  # type: ignore[no-untyped-def]
 @kernel("void(uint32[::1], uint32, uint32, int64[::1], uint64[::1], uint64[::1])")
 def observe_rows(rows, mask, shift, begins, keys, arrivals):  # type: ignore[no-untyped-def]
     """Lower the arrivals of the rows r of T tokens with r & mask == 0; theirs is at r >> shift."""
-    kept = np.empty(TILE, np.uint32)
     for segment in range(begins.size):
         end = begins[segment + 1] if segment + 1 < begins.size else rows.size
         key = keys[segment]
-        for begin in range(begins[segment], end, TILE):
-            own = rows[begin : min(begin + TILE, end)]
-            chosen = 0
-            for j in range(own.size):
-                kept[chosen] = own[j]
-                chosen += int64((own[j] & mask) == uint32(0))
-            for i in range(chosen):
-                at = kept[i] >> shift
-                arrivals[at] = min(arrivals[at], key)
+        whole = begins[segment] + ((end - begins[segment]) & ~63)
+        for begin in range(begins[segment], whole, 64):
+            bits = lanes_without(rows, begin, mask)
+            while bits:
+                at = rows[begin + lowest_bit(bits)] >> shift
+                if key < arrivals[at]:
+                    arrivals[at] = key
+                bits &= bits - uint64(1)
+        for j in range(whole, end):
+            at = rows[j] >> shift
+            if rows[j] & mask == uint32(0) and key < arrivals[at]:
+                arrivals[at] = key
 
 
 @kernel("uint32(uint32)")

@@ -16,20 +16,20 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.hashing.hasher import plan_layer
+from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector, NgramObserver, RowObserver
 from engram_cli.stats.counting.ngram_buffer import (
-    ITEM_BYTES,
     LEAST_ITEMS,
     MOST_BYTES,
     MOST_ITEMS,
-    SLOT_BYTES,
     Columns,
     DirectCounter,
     Job,
     NgramBuffer,
-    make_buffer,
+    key_bits,
+    list_bytes,
+    make_buffers,
     scratch_items,
 )
 from engram_cli.stats.counting.token_chunk import TokenChunk
@@ -60,17 +60,19 @@ class Task(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ColumnTask(Task):
-    """Counts the rows of one order of a layer; `observers` get those of its first head."""
+    """Counts the rows of one order; `observers` get those of the first head of a layer."""
 
     buffer: NgramBuffer | DirectCounter
-    observers: tuple[RowObserver, ...]
+    observers: tuple[tuple[LayerPlan, tuple[RowObserver, ...]], ...]
 
     def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
         """Take the n-grams of a chunk."""
-        rows = scratch[: len(chunk) if self.observers else 0]
-        self.buffer.push(chunk.window, rows)
-        for observer in self.observers:
-            observer.push_rows(rows, chunk)
+        self.buffer.push(chunk.window)
+        rows = scratch[: len(chunk)]
+        for first_head, observers in self.observers:
+            first_head.columns(chunk.window.tokens, chunk.window.seen, rows[None])
+            for observer in observers:
+                observer.push_rows(rows, chunk)
         return self.buffer.jobs() if self.buffer.room < STEP else ()
 
     def settle(self) -> Sequence[Job]:
@@ -92,9 +94,13 @@ class CollectorTask(Task):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SamplingTask(Task):
-    """Draws the sample of an order; `observers` get the hashes of its n-grams."""
+    """Hashes the n-grams of an order for its sample and `observers`.
+
+    `draws`: the sampler gets them here, and not from an `NgramBuffer`.
+    """
 
     sampler: Sampler
+    draws: bool
     observers: tuple[NgramObserver, ...]
 
     def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
@@ -103,7 +109,8 @@ class SamplingTask(Task):
             part = chunk.part(begin, min(begin + _HASHED, len(chunk)))
             hashes = scratch[: 2 * len(part)].view(np.uint64)
             self.sampler.hash(part.window, hashes)
-            self.sampler.push_hashes(hashes, part.window)
+            if self.draws:
+                self.sampler.push_hashes(hashes, part.window)
             for observer in self.observers:
                 observer.push_ngrams(hashes, part)
         return ()
@@ -179,28 +186,33 @@ class Counter:
                 job(scratch)
 
     def _sampling_tasks(self) -> Iterator[SamplingTask]:
-        """Yield one for each order."""
+        """Yield one for each order whose n-grams must be hashed at every position."""
         for sampler in self.samplers:
             asked = (c.ngram_observer(sampler.order) for c in self.collectors)
             observers = tuple(w for w in asked if w is not None)
-            yield SamplingTask(sampler=sampler, observers=observers)
+            draws = not key_bits(self.layout, sampler.order)
+            if draws or observers:
+                yield SamplingTask(sampler=sampler, draws=draws, observers=observers)
 
     def _column_tasks(self) -> Iterator[ColumnTask]:
-        """Yield one for each layer and order."""
-        layout, heads = self.layout, self.layout.heads
-        for entry in layout.layers:
-            plan = plan_layer(layout, entry)
-            for index, order in enumerate(layout.orders):
-                columns = Columns(
-                    plan=plan,
-                    order=index,
-                    columns=slice(index * heads, (index + 1) * heads),
-                    hits=self.hits[entry.layer],
-                )
-                asked = (c.row_observer(entry.layer, order) for c in self.collectors)
+        """Yield one for each order, or one for each layer and order."""
+        layout, items = self.layout, _items(self.layout)
+        plans = {entry.layer: plan_layer(layout, entry) for entry in layout.layers}
+        for index, sampler in enumerate(self.samplers):
+            layers = {
+                layer: Columns(plan=plan, order=index, hits=self.hits[layer])
+                for layer, plan in plans.items()
+            }
+            observers: dict[Columns, tuple[RowObserver, ...]] = {}
+            for layer, columns in layers.items():
+                asked = (c.row_observer(layer, sampler.order) for c in self.collectors)
+                observers[columns] = tuple(w for w in asked if w is not None)
+            bits = key_bits(layout, sampler.order)
+            for buffer in make_buffers(tuple(observers), bits, items, sampler):
+                observed = (columns for columns in buffer.layers if observers[columns])
                 yield ColumnTask(
-                    buffer=make_buffer(columns, _items(layout)),
-                    observers=tuple(w for w in asked if w is not None),
+                    buffer=buffer,
+                    observers=tuple((each.first_head(), observers[each]) for each in observed),
                 )
 
 
@@ -330,8 +342,7 @@ class ThreadPool:
 
 def buffer_bytes(layout: HashLayout) -> int:
     """Return the bytes of the n-gram buffers of all layers and orders."""
-    lists = len(layout.layers) * len(layout.orders)
-    return lists * (SLOT_BYTES + ITEM_BYTES * _items(layout))
+    return list_bytes(layout, _items(layout))
 
 
 def scratch_bytes(layout: HashLayout) -> int:
@@ -346,8 +357,8 @@ def _items(layout: HashLayout) -> int:
     One n-gram for four rows of a column is worth counting, if the buffers do not take too much
     together.
     """
-    lists = len(layout.layers) * len(layout.orders)
-    wanted = min(max(_moduli(layout)) // 4, MOST_ITEMS, MOST_BYTES // ITEM_BYTES // lists)
+    one = list_bytes(layout, 1) - list_bytes(layout, 0)
+    wanted = min(max(_moduli(layout)) // 4, MOST_ITEMS, MOST_BYTES // one)
     return max(wanted, LEAST_ITEMS) + STEP
 
 

@@ -1,7 +1,6 @@
 """Numba kernels of the row hits: tokens to n-grams with their occurrences, and those to counters.
 
-The n-grams of an order are told apart by their mix, the 64-bit number that the hash of every head
-starts from: those of equal mix have equal rows, so nothing is lost by taking them for one.
+The n-grams of an order are told apart by their keys; see `key_kernels`.
 """
 
 from __future__ import annotations
@@ -9,84 +8,77 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint32, uint64
 
-from engram_cli.hashing.kernels import mix_ngrams, rows_of
+from engram_cli.hashing.kernels import rows_of
 from engram_cli.jit import kernel, prefetch
+from engram_cli.stats.counting.key_kernels import (
+    LOW_BITS,
+    MOST_TIMES,
+    TIMES_BITS,
+    make_keys,
+    place_mask,
+)
 
 TILE = 2048
 ROWS_AHEAD = 64  # how far ahead a counter is asked for
-# A slot of the combining table: 48 bits of the scrambled mix over 14 bits of occurrences. The other
-# 16 bits of the mix are the slot's number.
-SLOT_BITS, TIMES_BITS = 16, 14
-MOST_TIMES = 2**TIMES_BITS - 1
-# Rows of a part of a column: 1 MB of counters. An item is the row in its part, and occurrences.
-PART_BITS = 32 - TIMES_BITS
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
-_SLOT_SHIFT = np.uint64(64 - SLOT_BITS)
-_TAG = np.uint64(2 ** (64 - SLOT_BITS) - 1)
-_TIMES_SHIFT = np.uint64(TIMES_BITS)
-_TIMES = np.uint64(MOST_TIMES)
-_PART_SHIFT = np.uint32(PART_BITS)
-_PART_ROWS = np.uint32(2**PART_BITS - 1)
+SLOTS_AHEAD = 16  # the same for slots of the combining table
+SLOT_BITS = LOW_BITS  # of the combining table: the place of a word is its slot
+ROW_BITS = 32 - TIMES_BITS  # an item is the row in its part of a column, and its occurrences
+_LINE = 16  # counters of a cache line
+_TIMES, _TIMES_SHIFT = np.uint64(MOST_TIMES), np.uint64(TIMES_BITS)
+_ROW_SHIFT = np.uint32(ROW_BITS)
+_ROWS = np.uint32(2**ROW_BITS - 1)
 _FULL = np.uint64(0xFFFFFFFF)
 
 
 @kernel(
-    "int64(int32[::1], uint8[::1], int64, int64[::1], int64, int64, boolean, uint64[::1], int64,"
-    " uint64[::1], uint16[::1], uint32[::1])"
+    "int64(int32[::1], uint8[::1], int64, int64[::1], int64, uint64[::1], int64, uint64[::1],"
+    " uint16[::1])"
 )
 def combine(  # type: ignore[no-untyped-def]
-    x, seen, filler, multipliers, modulus, salt, fast, slots, used, mixes, times, rows
+    x, seen, filler, multipliers, bits, slots, used, words, places
 ):
     """Add up the n-grams at T positions in `slots`; those that make room for others go to a list.
 
-    `x` [N-1+T] with the history first, `seen` [T], `multipliers` [n] by lag; `slots` [65,536], 0
-    where free; `mixes`, `times` [L]: the list, of scrambled mixes, `used` long, which must have
-    room for T+1 more. `rows` [T] or empty: the rows of the column of `modulus`. Gives the length of
-    the list.
+    `x` [N-1+T] with the history first, `seen` [T], `multipliers` [n] by lag; `bits` of a token in
+    a key, or 0; `slots` [65,536]: words, 0 where free; `words`, `places` [L]: the list, `used`
+    long, which must have room for T+1 more. Gives the length of the list.
     """
     count = seen.size
     history = x.size - count
-    tile = np.empty(TILE, np.int64)
+    high = np.empty(TILE, np.uint64)
+    low = np.zeros(TILE + SLOTS_AHEAD, np.uint64)
     for begin in range(0, count, TILE):
         width = min(TILE, count - begin)
-        here = tile[:width]
-        reach = seen[begin : begin + width]
-        mix_ngrams(x[begin : begin + history + width], reach, filler, multipliers, 0, here)
-        if rows.size:
-            rows_of(here.view(np.uint64), modulus, salt, fast, rows[begin : begin + width])
+        fresh, slot = high[:width], low[:width]
+        window = x[begin : begin + history + width]
+        make_keys(window, seen[begin : begin + width], filler, multipliers, bits, fresh, slot)
         for j in range(width):
-            scrambled = uint64(here[j]) * _ODD
-            slot = int64(scrambled >> _SLOT_SHIFT)
-            tag = scrambled & _TAG
-            old = slots[slot]
-            same = ((old >> _TIMES_SHIFT) == tag) & ((old & _TIMES) != _TIMES)
-            slots[slot] = old + uint64(1) if same else (tag << _TIMES_SHIFT) | uint64(1)
-            # Written always and kept sometimes: no branch that would be guessed wrong.
-            mixes[used] = (scrambled & ~_TAG) | (old >> _TIMES_SHIFT)
-            times[used] = old & _TIMES
-            used += int64(not same) & int64(old != uint64(0))
+            slot[j] ^= place_mask(fresh[j])
+            fresh[j] <<= _TIMES_SHIFT
+        for j in range(width):
+            prefetch(slots, int64(low[j + SLOTS_AHEAD]))
+            old = slots[slot[j]]
+            seldom = old & _TIMES
+            same = uint64((old ^ fresh[j]) < _TIMES)  # the same n-gram, with room for one more
+            # No branch that would be guessed wrong: a product instead of a choice, and an entry of
+            # the list that is written always and kept sometimes.
+            slots[slot[j]] = fresh[j] + seldom * same + uint64(1)
+            words[used] = old
+            places[used] = slot[j]
+            used += int64(old != uint64(0)) & int64(uint64(1) - same)
     return used
 
 
 @kernel("int64(uint64[::1], int64, uint64[::1], uint16[::1])")
-def empty_slots(slots, used, mixes, times):  # type: ignore[no-untyped-def]
+def empty_slots(slots, used, words, places):  # type: ignore[no-untyped-def]
     """Move all that `slots` hold to the list, as in `combine`."""
     for slot in range(slots.size):
-        old = slots[slot]
-        if old != uint64(0):
-            mixes[used] = (uint64(slot) << _SLOT_SHIFT) | (old >> _TIMES_SHIFT)
-            times[used] = old & _TIMES
+        if slots[slot] != uint64(0):
+            words[used] = slots[slot]
+            places[used] = slot
             used += 1
             slots[slot] = uint64(0)
     return used
-
-
-@kernel("void(uint64[::1])")
-def unscramble(mixes):  # type: ignore[no-untyped-def]
-    """Undo what `combine` did to mixes, in place."""
-    for i in range(mixes.size):
-        mixes[i] *= _INVERSE
 
 
 @kernel("uint32(uint32[::1])")
@@ -99,7 +91,7 @@ def bring_near(hits):  # type: ignore[no-untyped-def]
     return total
 
 
-@kernel("uint32(uint64[::1], uint16[::1], int64, int64, boolean, uint32[::1])")
+@kernel("uint32(uint64[::1], uint8[::1], int64, int64, boolean, uint32[::1])")
 def count_near(mixes, times, modulus, salt, fast, hits):  # type: ignore[no-untyped-def]
     """Add `times` [n] to the counters [modulus] of the rows of `mixes` [n], which stay at 2**32-1.
 
@@ -133,28 +125,37 @@ def count_rows(rows, hits):  # type: ignore[no-untyped-def]
         hits[rows[i]] = uint32(min(uint64(hits[rows[i]]) + uint64(1), _FULL))
 
 
-@kernel("void(uint32[::1], uint32[::1])")
-def count_items(items, hits):  # type: ignore[no-untyped-def]
-    """Add items [n] of a part of a column to its counters."""
-    for i in range(items.size):
-        row = items[i] & _PART_ROWS
-        hits[row] = uint32(min(uint64(hits[row]) + uint64(items[i] >> _PART_SHIFT), _FULL))
+@kernel("void(uint32[::1], uint32[::1], uint32[::1])")
+def count_items(items, hits, after):  # type: ignore[no-untyped-def]
+    """Add items [n] of a part of a column to its counters, and fetch those `after` it meanwhile."""
+    fetched = 0
+    for begin in range(0, items.size, _LINE):
+        end = min(begin + _LINE, items.size)
+        while fetched < after.size * end // items.size:
+            prefetch(after, fetched)
+            fetched += _LINE
+        for i in range(begin, end):
+            row = items[i] & _ROWS
+            hits[row] = uint32(min(uint64(hits[row]) + uint64(items[i] >> _ROW_SHIFT), _FULL))
 
 
 @kernel(
-    "uint32(uint64[::1], uint16[::1], int64, int64, boolean, uint32[:, ::1], int64[::1],"
+    "uint32(uint64[::1], uint8[::1], int64, int64, boolean, int64, uint32[:, ::1], int64[::1],"
     " uint32[::1])"
 )
-def count_far(mixes, times, modulus, salt, fast, items, ends, hits):  # type: ignore[no-untyped-def]
+def count_far(  # type: ignore[no-untyped-def]
+    mixes, times, modulus, salt, fast, bits, items, ends, hits
+):
     """As `count_near`, for a column beyond the caches: dealt out into parts, then part by part.
 
-    `items` uint32[P, I] and `ends` [P]: room for what is dealt out, I above the tile; a part that
-    fills up is counted at once. Gives nothing of meaning.
+    A part has 2**`bits` rows, `bits` at most `ROW_BITS`; `items` uint32[P, I] and `ends` [P]: room
+    for what is dealt out, I above the tile; a part that fills up is counted at once. Gives nothing
+    of meaning.
     """
     rows = np.empty(TILE, np.uint32)
     parts, room = items.shape
     flat = items.reshape(items.size)
-    touched = uint32(0)
+    size, shift, below = 1 << bits, uint32(bits), uint32((1 << bits) - 1)
     for part in range(parts):
         ends[part] = part * room
     for begin in range(0, mixes.size, TILE):
@@ -163,17 +164,17 @@ def count_far(mixes, times, modulus, salt, fast, items, ends, hits):  # type: ig
         add = times[begin : begin + width]
         rows_of(mixes[begin : begin + width], modulus, salt, fast, now)
         for j in range(width):
-            part = int64(now[j] >> _PART_SHIFT)
-            flat[ends[part]] = (now[j] & _PART_ROWS) | (uint32(add[j]) << _PART_SHIFT)
+            part = int64(now[j] >> shift)
+            flat[ends[part]] = (now[j] & below) | (uint32(add[j]) << _ROW_SHIFT)
             ends[part] += 1
         for part in range(parts):
             if ends[part] > (part + 1) * room - TILE:
-                first = part << PART_BITS
-                count_items(flat[part * room : ends[part]], hits[first:])
+                own = hits[part * size : min((part + 1) * size, hits.size)]
+                count_items(flat[part * room : ends[part]], own, hits[:0])
                 ends[part] = part * room
+    touched = bring_near(hits[:size])
     for part in range(parts):
-        first = part << PART_BITS
-        own = hits[first : min(first + (1 << PART_BITS), hits.size)]
-        touched += bring_near(own)
-        count_items(flat[part * room : ends[part]], own)
+        first, end = part * size, min((part + 1) * size, hits.size)
+        own, after = hits[first:end], hits[end : min(end + size, hits.size)]
+        count_items(flat[part * room : ends[part]], own, after)
     return touched

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, uint32, uint64
 
-from engram_cli.jit import bits_of, kernel, prefetch
+from engram_cli.jit import bits_of, kernel, lanes_at_most, lowest_bit, prefetch
 
 SLOTS_AHEAD = 32  # how far ahead the slot of an n-gram is asked for
 ALL_AHEAD = 64  # the same where every n-gram is counted, in a table beyond the caches
@@ -101,9 +101,17 @@ def ngram_hashes(x, seen, filler, order, out):  # type: ignore[no-untyped-def]
 def choose(hashes, highest, kept):  # type: ignore[no-untyped-def]
     """The positions of the hashes up to `highest` into `kept`; gives how many there are."""
     chosen = int64(0)
-    for j in range(hashes.size):
-        kept[chosen] = j
-        chosen += int64(hashes[j] <= highest)
+    whole = hashes.size & ~63
+    for begin in range(0, whole, 64):
+        bits = lanes_at_most(hashes, begin, highest)
+        while bits:
+            kept[chosen] = begin + lowest_bit(bits)
+            chosen += 1
+            bits &= bits - uint64(1)
+    for j in range(whole, hashes.size):
+        if hashes[j] <= highest:
+            kept[chosen] = j
+            chosen += 1
     return chosen
 
 

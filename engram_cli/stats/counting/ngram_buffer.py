@@ -1,16 +1,16 @@
 """Buffers n-grams before they are counted: adds up occurrences by n-gram, then counts the rows.
 
 A buffer is a table of the latest n-grams with their occurrences, and a list of n-grams evicted from
-it. A full list is counted, each column by any free thread. This pays because text repeats itself:
-of the n-grams of a corpus of code and documentation, 12 to 45 % differ from what a table of 65,536
-n-grams remembers.
+it. A full list is sampled and counted, each column by any free thread. This pays because text
+repeats itself: of the n-grams of a corpus of code and documentation, 14 to 42 % differ from what a
+table of 65,536 n-grams remembers.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -18,109 +18,139 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import LayerPlan, Window
+from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.counting import hit_kernels as kernels
+from engram_cli.stats.counting import key_kernels
+from engram_cli.stats.sampling.distinct import Sampler
 
 # A column of so many rows, 4 MB, is counted in the order of the list. A larger one is counted part
-# by part: 5.3 ns an n-gram instead of 10.5 where it has 64 MB and the list 4 M n-grams.
+# by part: 2.5 ns an n-gram instead of 4.4 where it has 64 MB, and the list 3.3 M n-grams.
 NEAR_ROWS = 2**20
-MOST_PARTS = 2**10  # beyond, parts are too small to be worth it
+# Parts have at least 2**15 rows, 128 KB of counters, and are at most 256 where this allows it.
+LEAST_PART_BITS, WANTED_PARTS_BITS = 15, 8
 # Lengths of a list, and the bytes that all of them may take.
 LEAST_ITEMS, MOST_ITEMS = 2**19, 2**22
 MOST_BYTES = 3 * 2**25  # half as many bytes count 5 % slower at V4.1, these 1 %
-ITEM_BYTES = 10  # mix and occurrences
-SLOT_BYTES = 8 << kernels.SLOT_BITS
+_ITEM_BYTES, _MIX_BYTES = 11, 8  # word, place and occurrences; a mix for each layer but the last
+_SLOT_BYTES = 8 << kernels.SLOT_BITS
 
 Job: TypeAlias = Callable[[NDArray[np.uint32]], None]  # takes a thread's scratch memory
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Columns:
-    """Neighbouring columns of one order of a layer, and the counters of the layer.
+    """The columns of one order of a layer, and the counters of the layer.
 
     `order`: its index in the layout.
     """
 
     plan: LayerPlan
     order: int
-    columns: slice
     hits: NDArray[np.uint32]
 
     @property
     def indices(self) -> range:
         """The columns one by one."""
-        return range(self.columns.start, self.columns.stop)
+        return range(self.order * self.plan.heads, (self.order + 1) * self.plan.heads)
+
+    def first_head(self) -> LayerPlan:
+        """Return the plan of the first column alone."""
+        plan = self.plan.of_order(self.order)
+        first = ("weights", "moduli", "salts", "fast", "offsets")
+        return replace(plan, heads=1, **{name: getattr(plan, name)[:1] for name in first})
 
 
 class NgramBuffer:
-    """Holds the n-grams of one order of a layer that are not counted yet."""
+    """Holds the n-grams of one order that are not counted yet, for one layer or for all."""
 
-    def __init__(self, columns: Columns, items: int) -> None:
-        """`items`: the most n-grams of the list."""
-        plan = columns.plan
-        self.columns = columns
-        self._multipliers = plan.multipliers[columns.order, : plan.orders[columns.order]].copy()
+    def __init__(
+        self, layers: Sequence[Columns], bits: int, items: int, sampler: Sampler | None = None
+    ) -> None:
+        """`layers`: the columns of the order in each; several, or a sampler, need keys.
+
+        `bits`: see `key_bits`; `items`: the most n-grams of the list; `sampler`: gets them too.
+        """
+        assert bits or (len(layers) == 1 and sampler is None)
+        self.layers = tuple(layers)
+        self._bits = bits
+        self._sampler = sampler
+        self._multipliers = [
+            each.plan.multipliers[each.order, : each.plan.orders[each.order]].copy()
+            for each in layers
+        ]
         self._slots = np.zeros(1 << kernels.SLOT_BITS, dtype=np.uint64)
-        self._mixes = np.empty(items + 1, dtype=np.uint64)
-        self._times = np.empty(items + 1, dtype=np.uint16)
+        self._words = np.empty(items + 1, dtype=np.uint64)
+        self._places = np.empty(items + 1, dtype=np.uint16)
+        self._times = np.empty(items + 1, dtype=np.uint8)
+        # The mixes of the last layer take the place of the words.
+        more = (np.empty(items + 1, dtype=np.uint64) for _ in layers[1:])
+        self._mixes = (*more, self._words)
         self._used = 0
 
     @property
     def room(self) -> int:
         """How many tokens may be pushed before the `jobs` must be run."""
-        return len(self._mixes) - 1 - self._used
+        return len(self._words) - 1 - self._used
 
-    def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
-        """Take the n-grams of T positions, at most `room`; `rows` uint32[T] gets the rows of the
-        first column, unless it is empty."""
+    def push(self, window: Window) -> None:
+        """Take the n-grams of T positions, at most `room`."""
         assert len(window) <= self.room
-        plan, first = self.columns.plan, self.columns.columns.start
         self._used = kernels.combine(
             window.tokens,
             window.seen,
-            plan.filler,
-            self._multipliers,
-            plan.moduli[first],
-            plan.salts[first],
-            plan.fast[first],
+            self.layers[0].plan.filler,
+            self._multipliers[0],
+            self._bits,
             self._slots,
             self._used,
-            self._mixes,
-            self._times,
-            rows,
+            self._words,
+            self._places,
         )
 
     def jobs(self) -> Sequence[Job]:
         """Empty the list; run the jobs, in any order, before the next push."""
-        mixes, times = self._mixes[: self._used], self._times[: self._used]
+        words, places = self._words[: self._used], self._places[: self._used]
+        times = self._times[: self._used]
         self._used = 0
-        kernels.unscramble(mixes)
-        if not len(mixes):
+        if not len(words):
             return []
-        return [partial(self._count, column, mixes, times) for column in self.columns.indices]
+        if self._sampler is not None:
+            self._sampler.push_keys(words, places, self._bits)
+        jobs: list[Job] = []
+        for layer, multipliers, room in zip(
+            self.layers, self._multipliers, self._mixes, strict=True
+        ):
+            mixes = room[: len(words)]
+            key_kernels.key_mixes(words, places, multipliers, self._bits, mixes, times)
+            jobs += [partial(_count, layer, each, mixes, times) for each in layer.indices]
+        return jobs
 
     def last_jobs(self) -> Sequence[Job]:
         """Empty the table and the list."""
         assert len(self._slots) <= self.room
-        self._used = kernels.empty_slots(self._slots, self._used, self._mixes, self._times)
+        self._used = kernels.empty_slots(self._slots, self._used, self._words, self._places)
         return self.jobs()
 
-    def _count(
-        self,
-        column: int,
-        mixes: NDArray[np.uint64],
-        times: NDArray[np.uint16],
-        scratch: NDArray[np.uint32],
-    ) -> None:
-        plan = self.columns.plan
-        modulus, offset = int(plan.moduli[column]), int(plan.offsets[column])
-        own = self.columns.hits[offset : offset + modulus]
-        hashed = (mixes, times, modulus, plan.salts[column], plan.fast[column])
-        parts = parts_of(modulus)
-        if parts:
-            items = scratch[: len(scratch) // parts * parts].reshape(parts, -1)
-            kernels.count_far(*hashed, items, np.empty(parts, dtype=np.int64), own)
-        else:
-            kernels.count_near(*hashed, own)
+
+def _count(
+    layer: Columns,
+    column: int,
+    mixes: NDArray[np.uint64],
+    times: NDArray[np.uint8],
+    scratch: NDArray[np.uint32],
+) -> None:
+    """Add n-grams to the counters of a column."""
+    plan = layer.plan
+    modulus, offset = int(plan.moduli[column]), int(plan.offsets[column])
+    own = layer.hits[offset : offset + modulus]
+    hashed = (mixes, times, modulus, plan.salts[column], plan.fast[column])
+    parts = parts_of(modulus)
+    if parts:
+        items = scratch[: len(scratch) // parts * parts].reshape(parts, -1)
+        ends = np.empty(parts, dtype=np.int64)
+        kernels.count_far(*hashed, part_bits(modulus), items, ends, own)
+    else:
+        kernels.count_near(*hashed, own)
 
 
 class DirectCounter:
@@ -128,7 +158,7 @@ class DirectCounter:
     fold "powers". Slower than `NgramBuffer`."""
 
     def __init__(self, columns: Columns) -> None:
-        self.columns = columns
+        self.layers = (columns,)
         self._plan = columns.plan.of_order(columns.order)
 
     @property
@@ -136,14 +166,13 @@ class DirectCounter:
         """Unlimited: nothing is buffered."""
         return sys.maxsize
 
-    def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
-        """Count the n-grams of T positions; `rows` as in `NgramBuffer.push`."""
-        plan = self._plan
+    def push(self, window: Window) -> None:
+        """Count the n-grams of T positions."""
+        plan, hits = self._plan, self.layers[0].hits
         found = np.empty((len(plan.moduli), len(window)), dtype=np.uint32)
         plan.columns(window.tokens, window.seen, found)
-        rows[:] = found[0][: len(rows)]
         for own, begin, modulus in zip(found, plan.offsets, plan.moduli, strict=True):
-            kernels.count_rows(own, self.columns.hits[begin : begin + modulus])
+            kernels.count_rows(own, hits[begin : begin + modulus])
 
     def jobs(self) -> Sequence[Job]:
         """Return no jobs."""
@@ -152,21 +181,53 @@ class DirectCounter:
     last_jobs = jobs
 
 
-def make_buffer(columns: Columns, items: int) -> NgramBuffer | DirectCounter:
-    """Return the buffer of some columns; `items`: the most n-grams of its list."""
-    return DirectCounter(columns) if len(columns.plan.weights) else NgramBuffer(columns, items)
+def key_bits(layout: HashLayout, order: int) -> int:
+    """Return the bits of a token in the key of an n-gram; 0 where such a key would be too long."""
+    bits = max((layout.compressed_size - 1).bit_length(), key_kernels.LOW_BITS)
+    return bits if layout.fold != "powers" and order * bits <= key_kernels.KEY_BITS else 0
+
+
+def make_buffers(
+    layers: Sequence[Columns], bits: int, items: int, sampler: Sampler
+) -> list[NgramBuffer | DirectCounter]:
+    """Return what counts one order in all layers: a buffer, or one for each layer without keys.
+
+    `bits`, `items`: as `NgramBuffer` takes them; only a buffer with keys fills the sampler.
+    """
+    if bits:
+        return [NgramBuffer(layers, bits, items, sampler)]
+    return [
+        DirectCounter(each) if len(each.plan.weights) else NgramBuffer([each], 0, items)
+        for each in layers
+    ]
+
+
+def list_bytes(layout: HashLayout, items: int) -> int:
+    """Return the bytes of the buffers of all orders, with lists of so many n-grams."""
+    total, layers = 0, len(layout.layers)
+    for order in layout.orders:
+        shared = key_bits(layout, order) > 0
+        lists = 1 if shared else layers
+        mixes = _MIX_BYTES * (layers - 1) if shared else 0
+        total += lists * _SLOT_BYTES + items * (lists * _ITEM_BYTES + mixes)
+    return total
+
+
+def part_bits(rows: int) -> int:
+    """Return of how many bits a row in a part of a column is."""
+    wanted = (rows - 1 >> WANTED_PARTS_BITS).bit_length()
+    return max(wanted, LEAST_PART_BITS)
 
 
 def parts_of(rows: int) -> int:
     """Return into how many parts a column is divided for counting; 0: it is not divided."""
-    parts = -(-rows >> kernels.PART_BITS)
-    return parts if rows > NEAR_ROWS and parts <= MOST_PARTS else 0
+    return -(-rows >> part_bits(rows)) if rows > NEAR_ROWS else 0
 
 
 def scratch_items(rows: int, items: int) -> int:
     """Return how many uint32 it takes to count `items` n-grams in a column of `rows`.
 
-    A quarter more than `items`, for parts are not filled evenly, and two tiles for each part.
+    An eighth more than `items`, for parts are not filled evenly, and two tiles for each part.
     """
     parts = parts_of(rows)
-    return items + items // 4 + 2 * kernels.TILE * parts if parts else 0
+    return items + items // 8 + 2 * kernels.TILE * parts if parts else 0

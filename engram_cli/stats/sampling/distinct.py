@@ -23,6 +23,7 @@ from engram_cli.registry import LazyModule
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
 
 kernels = LazyModule("engram_cli.stats.counting.kernels")
+key_kernels = LazyModule("engram_cli.stats.counting.key_kernels")
 
 DEFAULT_SAMPLE = 2**18
 LEAST_SAMPLE, MOST_SAMPLE = 16, 2**23
@@ -155,6 +156,24 @@ class Sampler:
                 window.tokens,
                 window.seen,
                 self._filler,
+                done,
+                np.uint64(self._threshold - 1),
+                self._limit,
+                self._slots,
+                self._tokens,
+                self._entries,
+            )
+            if self._entries[0] > self._limit:
+                self._lower()
+
+    def push_keys(self, words: NDArray[np.uint64], places: NDArray[np.uint16], bits: int) -> None:
+        """Count n-grams [n] as often as they occurred; see `key_kernels`."""
+        done = 0
+        while done < len(words):
+            done = key_kernels.sample_keys(
+                words,
+                places,
+                bits,
                 done,
                 np.uint64(self._threshold - 1),
                 self._limit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -78,8 +78,8 @@ class RowNgrams:
         self._all_counts = self._count(np.arange(size))
         self._rows = [(own[at], at) for own, at in zip(rows, order, strict=True)]
 
-    def on(self, rows: NDArray[np.integer]) -> list[dict[int, list[RowNgram]]]:
-        """Return, for each head of `rows` [H, n], row -> its n-grams, the most frequent first."""
+    def on(self, rows: Iterable[NDArray[np.integer]]) -> list[dict[int, list[RowNgram]]]:
+        """Return, for each head of `rows` [H][n], row -> its n-grams, the most frequent first."""
         wanted = [np.unique(own) for own in rows]
         found = self._indexed(wanted) if self._rows else self._scanned(wanted)
         counts = self._counts(np.concatenate([places for places, _ in found]))

@@ -9,7 +9,7 @@ plain power law keeps the slope it ends with, and predicts too much.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,7 @@ def growth_curve(
     """
     total = np.cumsum(arrived)
     bins = [at for at in _doubling() if total[at - 1]]
-    spread = _order_variances(arrived, met, share)
+    spread = _order_variances(arrived, met, share, bins)
     tokens, distinct = total.astype(np.float64), met / share
     rate = _miss_rate(tokens, distinct)
     return OrderGrowth(
@@ -104,8 +104,8 @@ def growth_curve(
         tokens=tuple(int(total[at - 1]) for at in bins),
         distinct=tuple(int(met[at - 1]) / share for at in bins),
         error=tuple(
-            math.sqrt(int(met[at - 1]) * (1 - share) / share**2 + 2.0 * spread[at - 1])
-            for at in bins
+            math.sqrt(int(met[at - 1]) * (1 - share) / share**2 + 2.0 * variance)
+            for at, variance in zip(bins, spread, strict=True)
         ),
         occupied=tuple(
             OccupiedRows(
@@ -145,9 +145,9 @@ def _doubling() -> list[int]:
 
 
 def _order_variances(
-    tokens: NDArray[np.int64], met: NDArray[np.int64], share: float
-) -> NDArray[np.float64]:
-    """Return float64[BINS]: the variance of the n-grams met by each bin, over the segments' order.
+    tokens: NDArray[np.int64], met: NDArray[np.int64], share: float, bins: Sequence[int]
+) -> list[float]:
+    """Return the variance of the n-grams met by the end of `bins`, over the segments' order.
 
     A jackknife: what the last bins to arrive brought that nothing had before is what the part would
     lack without them. How far it lies from the mean of as many tokens, less what the sample of
@@ -155,16 +155,18 @@ def _order_variances(
     variance" (1981).
     """
     brought = np.diff(met, prepend=0).astype(np.float64)
-    found = np.zeros(BINS)
     filled = np.concatenate([[0], np.cumsum(tokens > 0)])
-    for at in range(1, BINS):
+    found = []
+    for at in bins:
         enough = int(np.searchsorted(filled, filled[at // 2] + LEAST_BINS))
         window = slice(at // 2, max(2 * at, enough))
         new, read = brought[window], tokens[window].astype(np.float64)
-        if read.sum() > 0:
-            off = new - new.sum() / read.sum() * read
-            spread = max(float(off @ off) - new.sum() * (1 - share), 0.0) / share**2
-            found[at - 1] = spread * at / len(new) * (1 - at / BINS)
+        if at == BINS or read.sum() == 0:
+            found.append(0.0)
+            continue
+        off = new - new.sum() / read.sum() * read
+        spread = max(float(off @ off) - new.sum() * (1 - share), 0.0) / share**2
+        found.append(spread * at / len(new) * (1 - at / BINS))
     return found
 
 

@@ -45,8 +45,14 @@ class TopNgrams:
     ngrams: tuple[FrequentNgram, ...]
 
 
-def compute(counted: Counted, limit: int = TOP) -> tuple[TopNgrams, ...]:
-    """Return the `limit` most frequent n-grams of each order."""
+def compute(counted: Counted, limit: int = TOP) -> tuple[TopNgrams, ...] | None:
+    """Return the `limit` most frequent n-grams of each order.
+
+    None where nothing finds them: the sample lacks n-grams, and no positions were drawn.
+    """
+    pairs = zip(counted.samples, counted.known, strict=True)
+    if not all(sample.exact or known.positions for sample, known in pairs):
+        return None
     found = []
     for sample, known in zip(counted.samples, counted.known, strict=True):
         best = tuple(

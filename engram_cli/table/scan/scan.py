@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ HOTTEST = 10
 SAMPLE = 2**13  # rows expected in the sample that looks for duplicates
 EVERYTHING = 2**64
 _SHOWN = 5
-_SEED = 0x656E6772616D
+SEED = 0x656E6772616D
 _CHOSEN = 2**14  # rows for the samples that a thread keeps until they are taken
 Hottest = tuple[tuple[int, int], ...]  # (row of a column, hits), by hits
 
@@ -35,6 +36,7 @@ class Columns:
 
     `zero` and `not_finite` rows; `mean`, `rms`, `least`, `most`: norms of the others; `hit_mean`
     and `unhit_mean`: of those with and without a hit. None where there are no vectors or no hits.
+    `read`: the rows that were read for these. The errors are standard errors, 0 where all were.
     """
 
     layer: int
@@ -52,6 +54,12 @@ class Columns:
     most: float | None = None
     hit_mean: float | None = None
     unhit_mean: float | None = None
+    read: int | None = None
+    zero_error: float = 0.0
+    not_finite_error: float = 0.0
+    mean_error: float = 0.0
+    hit_mean_error: float = 0.0
+    unhit_mean_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +76,9 @@ class Duplicates:
     """How many rows of a layer have equal contents, without those that are zero or not finite.
 
     `distinct`: distinct row contents, an estimate with its standard error unless that is 0.
-    `twin_share`: the share of the rows whose content another row has.
+    `twin_share`: the share of the rows whose content another row has. Of a sample of the rows,
+    `rows`, `distinct` and `twins` are those of the sample, and `twin_share` is a `bound`: at most
+    so many rows of the layer have a twin, with 95 % confidence.
     """
 
     rows: int
@@ -76,22 +86,25 @@ class Duplicates:
     distinct_error: float
     twin_share: float
     twins: tuple[Twins, ...]
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerScan:
     """A layer read once: by column its figures, how many norms lie in each bin, its hottest rows.
 
-    `bins` int64[C, BINS]. Without vectors there are no bins and no duplicates.
+    `bins` int64[C, BINS]. Without vectors there are no bins and no duplicates. `read`: the rows
+    whose vectors were read.
     """
 
     columns: tuple[Columns, ...]
     hottest: tuple[Hottest, ...]
+    read: int = 0
     bins: NDArray[np.int64] | None = field(default=None, repr=False)
     duplicates: Duplicates | None = None
 
 
-class _Sums:
+class Sums:
     """Figures that add up, as the kernel writes them. `hottest` int64[2, HOTTEST]: rows, hits."""
 
     def __init__(self) -> None:
@@ -106,7 +119,7 @@ class _Sums:
         """What the kernel adds to, in its order."""
         return self.counts, self.sums, self.ends, self.bins, self.hottest
 
-    def merge(self, other: _Sums) -> None:
+    def merge(self, other: Sums) -> None:
         """Add the figures of rows that come after these."""
         largest = max(self.counts[kernels.MAX_HITS], other.counts[kernels.MAX_HITS])
         self.counts += other.counts
@@ -136,11 +149,8 @@ def scan_layer(source: LayerReader, *, threads: int = 1, progress: Progress = SI
     layout, layer = source.source.layout, source.layer
     entry = layout.layer(layer)
     total = sum(entry.moduli)
-    scratch, contents = _Scratch(source), Contents(total)
-    # A random key for each word and each scale of a row, always the same.
-    size = source.row_bytes // WORD + source.row_scales
-    keys = np.random.default_rng(_SEED).integers(0, 2**64, size=size, dtype=np.uint64)
-    merged = [_Sums() for _ in entry.moduli]
+    scratch, contents, keys = _Scratch(source), Contents(total), hash_keys(source)
+    merged = [Sums() for _ in entry.moduli]
     row_ranges = list(source.row_ranges(list(zip(entry.offsets, entry.moduli, strict=True))))
     with ThreadPoolExecutor(threads) as pool:
         scanned = pool.map(
@@ -152,16 +162,28 @@ def scan_layer(source: LayerReader, *, threads: int = 1, progress: Progress = SI
             contents.add(chosen)
             progress.advance(row_range.rows * source.stored_row_bytes)
     counted = source.counted is not None
-    figures = tuple(_column(layout, layer, at, sums, counted) for at, sums in enumerate(merged))
+    figures = tuple(column_of(layout, layer, at, sums, counted) for at, sums in enumerate(merged))
     lost = sum(int(sums.counts[[kernels.ZERO, kernels.NOT_FINITE]].sum()) for sums in merged)
     return LayerScan(
         columns=figures,
-        hottest=tuple(
-            tuple((row - begin, hits) for row, hits in sums.hottest.T.tolist() if hits)
-            for sums, begin in zip(merged, entry.offsets, strict=True)
-        ),
+        hottest=hottest_of(merged, entry.offsets),
         bins=np.stack([sums.bins for sums in merged]),
         duplicates=contents.figures(total - lost),
+        read=total,
+    )
+
+
+def hash_keys(source: LayerReader) -> NDArray[np.uint64]:
+    """Return a random key for each word and each scale of a row, always the same ones."""
+    size = source.row_bytes // WORD + source.row_scales
+    return np.random.default_rng(SEED).integers(0, 2**64, size=size, dtype=np.uint64)
+
+
+def hottest_of(columns: Sequence[Sums], offsets: Sequence[int]) -> tuple[Hottest, ...]:
+    """Return the hottest rows of each column, numbered from its first row."""
+    return tuple(
+        tuple((row - begin, hits) for row, hits in sums.hottest.T.tolist() if hits)
+        for sums, begin in zip(columns, offsets, strict=True)
     )
 
 
@@ -195,9 +217,9 @@ def _scan(
     keys: NDArray[np.uint64],
     scratch: _Scratch,
     below: int,
-) -> tuple[_Sums, NDArray[np.uint64]]:
+) -> tuple[Sums, NDArray[np.uint64]]:
     """Read one range; return its sums, and the rows uint64[2, n] whose hash is under `below`."""
-    sums, chosen = _Sums(), list[NDArray[np.uint64]]()
+    sums, chosen = Sums(), list[NDArray[np.uint64]]()
     hits = source.hits(row_range.first, row_range.rows)
     factors, scales = source.factors(row_range.first, row_range.rows), source.row_scales
     limit = np.uint64(min(below, EVERYTHING - 1))
@@ -216,8 +238,11 @@ def _scan(
     return sums, np.concatenate(chosen, axis=1)
 
 
-def _column(layout: HashLayout, layer: int, at: int, found: _Sums, counted: bool) -> Columns:
-    rows = layout.layer(layer).moduli[at]
+def column_of(
+    layout: HashLayout, layer: int, at: int, found: Sums, counted: bool, read: int | None = None
+) -> Columns:
+    """Return the figures of a column from the sums of its rows, or of the `read` ones of them."""
+    rows = layout.layer(layer).moduli[at] if read is None else read
     zero, not_finite, hit_rows, hits, max_hits, _ = map(int, found.counts)
     usual = rows - zero - not_finite
     norm, square, hit_norm = map(float, found.sums)
@@ -243,6 +268,7 @@ def _column(layout: HashLayout, layer: int, at: int, found: _Sums, counted: bool
         most=float(found.ends[1]),
         hit_mean=hit_mean,
         unhit_mean=unhit,
+        read=rows,
     )
 
 
@@ -266,13 +292,15 @@ class Contents:
             self._merge()
 
     def _merge(self) -> None:
+        if not self._waiting:
+            return
         hashes = np.concatenate([self._hashes, *(waiting for waiting, _ in self._waiting)])
         fresh = np.concatenate([self._rows[:0, 0], *(rows for _, rows in self._waiting)])
         self._waiting = []
         counts = np.concatenate([self._counts, np.ones(len(fresh), dtype=np.int64)])
         pairs = np.stack([fresh, np.full(len(fresh), -1)], axis=1)
         rows = np.concatenate([self._rows, pairs])
-        order = np.lexsort([rows[:, 0], hashes])
+        order = np.argsort(hashes, kind="stable")  # rows are added in their order
         hashes, counts, rows = hashes[order], counts[order], rows[order]
         begins = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
         begins = begins[: len(hashes)]
@@ -284,6 +312,12 @@ class Contents:
         self._rows = np.stack([rows[begins, 0], second], axis=1)
         self._hashes = hashes[begins]
         self._counts = np.add.reduceat(counts, begins) if len(begins) else counts
+
+    @property
+    def pairs(self) -> int:
+        """Return how many pairs of the rows that were taken are equal."""
+        self._merge()
+        return int((self._counts * (self._counts - 1) // 2).sum())
 
     def figures(self, rows: int) -> Duplicates:
         """Return the figures of a layer of `rows` rows that are neither zero nor not finite.
@@ -298,8 +332,9 @@ class Contents:
         seen = int(self._counts.sum())
         doubled = self._counts > 1
         twin_share = int(self._counts[doubled].sum()) / seen if seen else 0.0
-        best = np.lexsort([self._rows[:, 0], -self._counts])
-        shown = [at for at in best[:_SHOWN].tolist() if self._counts[at] > 1]
+        several = np.flatnonzero(doubled)
+        best = several[np.lexsort([self._rows[several, 0], -self._counts[several]])]
+        shown = best[:_SHOWN].tolist()
         groups = tuple(
             Twins(
                 rows=int(self._counts[at]),

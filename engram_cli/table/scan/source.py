@@ -126,6 +126,25 @@ class LayerReader:
                 _read(handle, piece, begin + done * row_bytes, file)
                 yield piece
 
+    def taken(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Return the rows [n, row_bytes] at `ids` int64[n] as they are measured, and `factors`.
+
+        Raises as `pieces`.
+        """
+        if not self.direct:
+            values = np.zeros((len(ids), self.row_bytes // 4), dtype=np.float32)
+            values[:, : self.dim] = self.source.vectors(self.layer, ids)
+            return values.view(np.uint8), NO_FACTORS
+        rows, scales = self.source.stored(self.layer, ids)
+        items = np.ascontiguousarray(rows).reshape(len(ids), -1).view(np.uint8)
+        if scales is None:
+            return items, NO_FACTORS
+        return items, np.ascontiguousarray(self._row_type.widen(scales).reshape(-1), np.float32)
+
+    def hits_at(self, ids: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Return the hits of the rows at `ids`; none where nothing counted them."""
+        return NO_HITS if self.counted is None else self.counted.hits_at(self.layer, ids)
+
     def _decoded(self, first: int, piece: NDArray[np.uint8]) -> None:
         """Decode rows from `first` on into `piece` [n, row_bytes]; a value that fills up is 0.
 

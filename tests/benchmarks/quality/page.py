@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pretrained_page
+from pretrained_page import ALONE
 
 HERE = Path(__file__).parent
 FOUND = HERE / "h200.json"
@@ -139,7 +140,12 @@ def _against_bare(name: str, within: list[dict[str, Any]]) -> list[float]:
 
 def _table(trainings: list[dict[str, Any]]) -> str:
     seeds = sorted({t["seed"] for t in trainings})
-    header = ["training", *(f"seed {seed}" for seed in seeds), "compared with bare", "spread"]
+    header = [
+        "training",
+        *(f"seed {seed}" for seed in seeds),
+        f"compared with the {ALONE}",
+        "spread",
+    ]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for name in dict.fromkeys(t["name"] for t in trainings):
         own = {t["seed"]: t["held_out"] for t in trainings if t["name"] == name}
@@ -147,7 +153,8 @@ def _table(trainings: list[dict[str, Any]]) -> str:
         spread = f"{min(against):+.3f} to {max(against):+.3f}" if len(against) > 1 else ""
         losses = [f"{own[seed]:.3f}" if seed in own else "" for seed in seeds]
         differs = "" if name == "bare" else f"{statistics.mean(against):+.3f}"
-        lines.append([name, *losses, differs, "" if name == "bare" else spread])
+        shown = name.replace("bare", ALONE)
+        lines.append([shown, *losses, differs, "" if name == "bare" else spread])
     return "Held-out loss, nats per token:\n\n" + "\n".join(f"| {' | '.join(x)} |" for x in lines)
 
 

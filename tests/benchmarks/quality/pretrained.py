@@ -3,9 +3,10 @@
     python tests/benchmarks/quality/pretrained.py CHECKPOINT DATA OUT --plan smollm2 [--seconds 900]
 
 DATA is what pretrained_data.py wrote for CHECKPOINT. Trainings run on every GPU there is, one at a
-time on each. First rates are swept on one seed; then every method runs with its best rate on three
-seeds and both domains; then sizes and layers are varied. OUT/results.jsonl has a line per training,
-written when it ends.
+time on each, or --workers at a time: the losses are the same then, and no step time is taken.
+First rates are swept on one seed; then every method runs with its best rate on three seeds and
+both domains; then sizes and layers are varied. OUT/results.jsonl has a line per training, written
+when it ends.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import gc
 import json
 import lzma
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from pretrained_arms import Arm, World, bundle_name
 
-from engram_cli.commands.attach import attach_checkpoint
+from engram_cli.commands.attach.command import attach_checkpoint
 from engram_cli.commands.build_table import build_table
 from engram_cli.commands.compress_vocab import run_compress_vocab
 from engram_cli.commands.geometry import Geometry
@@ -35,6 +37,7 @@ from engram_cli.commands.workspace import Workspace
 
 SEEDS = (0, 1, 2)
 DIM = 32
+EIGHT = (2, 5, 8, 11, 14, 17, 20, 23)
 
 
 def main() -> None:
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--plan", choices=sorted(PLANS), required=True)
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--workers", type=int, default=1, help="trainings at a time on each GPU")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for path in arguments.data.glob("*.npy.xz"):
@@ -55,7 +59,7 @@ def main() -> None:
 
 
 class Pool:
-    """A worker for each GPU, and what they found."""
+    """Workers for each GPU, and what they found."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.begin = arguments, time.time()
@@ -63,13 +67,13 @@ class Pool:
         self.done: dict[Arm, dict[str, Any]] = {}
         self.bundles.mkdir(exist_ok=True)
         self.read()
-        devices = max(torch.cuda.device_count(), 1)
+        workers = max(torch.cuda.device_count(), 1) * arguments.workers
         context = multiprocessing.get_context("spawn")
         numbers = context.Queue()
-        for number in range(devices):
-            numbers.put(number)
+        for number in range(workers):
+            numbers.put(number // arguments.workers)
         self.pool = context.Pool(
-            devices,
+            workers,
             initializer=begin_worker,
             initargs=(numbers, self.bundles, self.begin + arguments.seconds, arguments),
         )
@@ -115,6 +119,14 @@ class Pool:
         ran = self.run(arms)
         return min(ran, key=lambda arm: self.done[arm]["held"][arm.domain], default=None)
 
+    def step_ms(self, arm: Arm) -> float:
+        """Median step time of an arm's method over its timed trainings, at any rate or seed."""
+        return statistics.median(
+            found["step_ms"]
+            for other, found in self.done.items()
+            if (other.name, other.layers) == (arm.name, arm.layers) and found.get("step_ms")
+        )
+
     def bundle(self, arm: Arm) -> None:
         """Make the bundle that an arm attaches, if it is not there."""
         bundle = self.bundles / bundle_name(arm)
@@ -151,14 +163,14 @@ class Pool:
 
 
 def begin_worker(numbers: Any, bundles: Path, end: float, arguments: argparse.Namespace) -> None:
-    global world, until, scale
+    global world, until, scale, shared
     number = numbers.get()
     device = torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")
     world = World(arguments.checkpoint, arguments.data, bundles, device)
-    until, scale = end, arguments.steps / 300
+    until, scale, shared = end, arguments.steps / 300, arguments.workers > 1
 
 
 def run_in_worker(arm: Arm) -> tuple[Arm, dict[str, Any]]:
@@ -167,6 +179,8 @@ def run_in_worker(arm: Arm) -> tuple[Arm, dict[str, Any]]:
         return arm, {"error": "the time was up"}
     try:
         found = world.run(replace(arm, steps=round(arm.steps * scale)))
+        if shared:
+            found["step_ms"] = None
     except Exception:
         found = {"error": traceback.format_exc()[-2000:]}
     gc.collect()
@@ -223,7 +237,7 @@ def repeated(
 
 def in_time_of(pool: Pool, arm: Arm, rival: Arm) -> Arm:
     """An arm with as many steps as the rival's training takes."""
-    ratio = pool.done[rival]["step_ms"] / pool.done[arm]["step_ms"]
+    ratio = pool.step_ms(rival) / pool.step_ms(arm)
     return replace(arm, name=f"{arm.name}, equal time", steps=round(rival.steps * ratio))
 
 
@@ -263,10 +277,25 @@ def smollm2(pool: Pool) -> None:
             ("docs", 3, main[3:]),
         ],
     )
-    pool.run(sweep(frozen, dense=(3e-3, 1e-2)))
+    gentle = replace(both, name="LoRA r=64, lower rate, and memory", layers=four)
+    rates = sweep(gentle, rate=(1e-3, 1.5e-3), dense=(3e-3,), rows=(1e-1,))
+    pool.run([*rates, *sweep(replace(frozen, layers=four), dense=(3e-3, 1e-2))])
+    pool.run([replace(rates[-1], seed=seed) for seed in SEEDS])
+    pool.run(
+        [replace(rates[-1], name="LoRA r=64, lower rate, and memory at 8 layers", layers=EIGHT)]
+    )
+    repeated(pool, chosen, [("python", 3, main[:3])])
     if "memory" in chosen:
         variants(pool, chosen["memory"], ((2,), (14,), (0, 14)))
-    repeated(pool, chosen, [("python", 3, main), ("docs", 3, ("LoRA r=16", "random", "smaller"))])
+    others = ("LoRA r=16", "random", "smaller")
+    repeated(pool, chosen, [("docs", 3, others), ("python", 3, main[3:])])
+
+
+def smollm2_timed(pool: Pool) -> None:
+    """A memory at eight layers, in the same steps and in the rival's time: takes one worker."""
+    eight = Arm(name="memory at 8 layers", memory="next-token", layers=EIGHT, dense=3e-3, rows=1e-1)
+    if pool.run([eight]) and pool.run(rival := sweep(Arm(name=RIVAL, lora=64), rate=(2e-3,))):
+        pool.run([in_time_of(pool, eight, rival[0])])
 
 
 def trial(pool: Pool) -> None:
@@ -294,16 +323,14 @@ def gemma3(pool: Pool) -> None:
     both = replace(four, name="LoRA r=64 and memory", lora=64)
     methods = {
         "bare": [Arm(name="bare", steps=0, batch=16)],
-        RIVAL: sweep(Arm(name=RIVAL, lora=64, batch=16), rate=(2e-3, 1e-3, 5e-4, 2.5e-4)),
         "both": sweep(both, rate=(2e-3, 1e-3, 5e-4, 2.5e-4), dense=(3e-3,), rows=(1e-1,)),
-        "memory": [
-            *sweep(four, dense=(3e-3, 1e-2), rows=(1e-1,)),
-            *sweep(memory, dense=(3e-3,), rows=(1e-1,)),
-        ],
-        "full": sweep(Arm(name="full fine-tuning", full=True, batch=16), rate=(1e-4, 3e-4)),
+        RIVAL: sweep(Arm(name=RIVAL, lora=64, batch=16), rate=(2e-3, 1e-3, 5e-4, 2.5e-4)),
+        "memory": sweep(four, dense=(3e-3, 1e-2), rows=(1e-1,)),
         "peft": sweep(peer, rate=(6e-3,)),
     }
     compared(pool, methods, [("docs", 3, (RIVAL, "both", "memory", "equal time"))])
+    full = Arm(name="full fine-tuning", full=True, batch=16)
+    pool.run([*sweep(memory, dense=(3e-3,), rows=(1e-1,)), *sweep(full, rate=(1e-4, 3e-4, 3e-5))])
 
 
 def variants(pool: Pool, best: Arm, places: Sequence[tuple[int, ...]]) -> None:
@@ -315,7 +342,12 @@ def variants(pool: Pool, best: Arm, places: Sequence[tuple[int, ...]]) -> None:
     )
 
 
-PLANS: dict[str, Callable[[Pool], None]] = {"smollm2": smollm2, "gemma3": gemma3, "trial": trial}
+PLANS: dict[str, Callable[[Pool], None]] = {
+    "smollm2": smollm2,
+    "smollm2-timed": smollm2_timed,
+    "gemma3": gemma3,
+    "trial": trial,
+}
 
 if __name__ == "__main__":
     main()

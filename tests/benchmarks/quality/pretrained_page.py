@@ -10,8 +10,12 @@ from typing import Any
 HERE = Path(__file__).parent
 DOMAINS = {"docs": "manuals", "python": "Python code", "third": "quotations"}
 RATES = ("rate", "dense", "rows")
+ALONE = "model alone"  # as `engram evaluate` calls what the files call bare
 LORA, BOTH = "LoRA r=64", "LoRA r=64 and memory"
+GENTLE = "LoRA r=64, lower rate, and memory"
 MEMORY = "memory, next-token rows"
+EIGHT = "memory at 8 layers"
+FROZEN = f"{MEMORY} frozen"
 TIMED = f"{MEMORY}, equal time"
 Training = dict[str, Any]
 
@@ -65,7 +69,7 @@ class Found:
         header = ["method", *(f"seed {seed}" for seed in seeds), "gain"]
         header += [*(DOMAINS[domain] for domain in others), "step"]
         lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-        bare = ["bare", f"{self.bare[self.domain]:.3f}"]
+        bare = [ALONE, f"{self.bare[self.domain]:.3f}"]
         lines.append(bare + [""] * (len(header) - len(bare)))
         groups = [group for name, group in self.best.items() if name != "bare"]
         for group in sorted(groups, key=lambda group: -group[0]["held"][self.domain]):
@@ -75,7 +79,8 @@ class Found:
                 statistics.mean(t["held"][d] - self.bare[d] for t in group)
                 for d in (self.domain, *others)
             ]
-            time = f"{statistics.median(t['step_ms'] for t in group):.0f} ms"
+            timed = [t["step_ms"] for t in group if t["step_ms"]]
+            time = f"{statistics.median(timed):.0f} ms" if timed else ""
             lines.append([_name(group[0]), *losses, *(f"{mean:+.3f}" for mean in means), time])
         return _table(lines)
 
@@ -97,6 +102,7 @@ def fields() -> dict[str, Any]:
     """What the template shows of these trainings."""
     manuals, python = (Found("pretrained.json", domain) for domain in ("docs", "python"))
     gemma = Found("pretrained-gemma3.json", "docs")
+    slower = next(t for t in gemma.compiled if (t["name"], t["rate"]) == (BOTH, 2.5e-4))
     found, bare = manuals.found, manuals.bare
     lora = manuals.best[LORA][0]
     gains = {name: bare["docs"] - manuals.loss(name) for name in (LORA, MEMORY)}
@@ -117,6 +123,16 @@ def fields() -> dict[str, Any]:
         "pretrained_both": manuals.less(BOTH, LORA),
         "pretrained_both_python": manuals.more(BOTH, LORA, "python"),
         "pretrained_both_third": manuals.more(BOTH, LORA, "third"),
+        "pretrained_gentle": manuals.less(GENTLE, LORA),
+        "pretrained_gentle_python": manuals.more(GENTLE, LORA, "python"),
+        "pretrained_gentle_third": manuals.more(GENTLE, LORA, "third"),
+        "pretrained_gentle_rate": f"{manuals.best[GENTLE][0]['rate']:g}",
+        "pretrained_eight": manuals.loss(EIGHT),
+        "pretrained_eight_timed": manuals.loss(f"{EIGHT}, equal time"),
+        "pretrained_eight_steps": manuals.best[f"{EIGHT}, equal time"][0]["steps"],
+        "pretrained_eight_both": manuals.loss(f"{GENTLE} at 8 layers"),
+        "pretrained_frozen": bare["docs"] - manuals.loss(FROZEN),
+        "pretrained_gain": gains[MEMORY],
         "pretrained_timed": manuals.loss(TIMED),
         "pretrained_short": manuals.less(LORA, TIMED),
         "pretrained_equal_steps": manuals.best[TIMED][0]["steps"],
@@ -131,6 +147,10 @@ def fields() -> dict[str, Any]:
         / (bare["python"] - python.loss(LORA)),
         "gemma_both": gemma.less(BOTH, LORA),
         "gemma_short": gemma.less(LORA, MEMORY),
+        "gemma_both_forgot": gemma.forgot(BOTH),
+        "gemma_gentle": gemma.loss(LORA) - slower["held"]["docs"],
+        "gemma_gentle_forgot": slower["held"]["python"] - gemma.bare["python"],
+        "gemma_peer": gemma.less(MEMORY, "engram-peft"),
         "gemma_forgot": gemma.forgot(MEMORY),
         "gemma_lora_forgot": gemma.forgot(LORA),
         "pretrained_docs": found["data"]["docs-train"]["tokens"] / 1e6,
@@ -167,7 +187,7 @@ def _is_best(arm: tuple[Any, ...], trainings: list[Training]) -> bool:
 def _name(t: Training) -> str:
     layers = f" (layers {', '.join(map(str, t['layers']))})" if t["layers"] else ""
     steps = f", {t['steps']} steps" if t["name"].endswith("equal time") else ""
-    return f"{t['name']}{layers}{steps}"
+    return f"{t['name'].replace(' at 8 layers', '')}{layers}{steps}"
 
 
 def _table(lines: list[list[str]]) -> str:

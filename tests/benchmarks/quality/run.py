@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from training import Size, Trained, evaluate, load_ids, new_model, remember, train
 
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compress_vocab
 from engram_cli.commands.geometry import Geometry

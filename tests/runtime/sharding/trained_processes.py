@@ -1,9 +1,10 @@
 """Trains with rows distributed over processes: a program, run by test_trained.py and on GPUs.
 
-    python trained_processes.py BUNDLE VOCAB OUT cpu|cuda WORLD ...
+    python trained_processes.py BUNDLE VOCAB OUT cpu|cuda|cuda:0 WORLD ...
 
 For each world, the first process writes what it found to OUT.WORLD. Three processes resume what two
-saved. Processes on the CPU use gloo, on GPUs NCCL. They are forked: torch is imported once.
+saved. Processes on the CPU, or all on one GPU (cuda:0), use gloo; those with a GPU each use NCCL.
+They are forked: torch is imported once.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ class Run:
             for layer in self.model.model.layers:
                 fully_shard(layer)
             fully_shard(self.model, ignored_params=set(row_parameters(self.model)))
+            if device != "cpu" and dist.get_backend() == "gloo":  # which has no mean there
+                for module in (*self.model.model.layers, self.model):
+                    module.set_force_sum_reduction_for_comms(True)
         elif rank is not None:
             self.wrapped = DistributedDataParallel(self.model)
         rest, rows = parameter_groups(self.model, lr=0.01)
@@ -302,12 +306,13 @@ def check_exchange(ranks: list[dict[str, Any]], case: str, dtype: torch.dtype) -
 def process(rank: int, world: int, bundle: str, vocab: int, out: str, device: str) -> None:
     """What each process does."""
     torch.set_num_threads(1)
+    own, backend = None, "gloo"
     if device == "cuda":
-        device = f"cuda:{rank}"
-        torch.cuda.set_device(rank)
-    backend = "gloo" if device == "cpu" else "nccl"
+        device, backend = f"cuda:{rank}", "nccl"
+        own = torch.device(device)
+    if device != "cpu":
+        torch.cuda.set_device(device)
     method = f"file://{out}.meet.{world}"
-    own = None if device == "cpu" else torch.device(device)
     dist.init_process_group(backend, init_method=method, rank=rank, world_size=world, device_id=own)
     found: dict[str, Any] = {
         "exchange": {

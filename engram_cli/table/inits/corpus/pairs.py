@@ -132,9 +132,14 @@ def _steps(begin: int, end: int) -> list[Span]:
     return [(first, min(first + STEP, end)) for first in range(begin, end, STEP)]
 
 
+def has_mixes(layout: HashLayout) -> bool:
+    """Return whether n-grams of a layout have a mix to be united by, and so can fill rows."""
+    return layout.fold not in ("powers", "oldest-first-late")
+
+
 def check_fold(layout: HashLayout) -> None:
-    """Raises InputError for a layout whose n-grams have no mix to be united by."""
-    if layout.fold in ("powers", "oldest-first-late"):
+    """Raise InputError for a layout whose n-grams have no mix to be united by."""
+    if not has_mixes(layout):
         raise InputError(
             f"rows of {layout.scheme} cannot be filled from a corpus",
             "build them with --init normal or zeros",

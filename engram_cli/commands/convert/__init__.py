@@ -1,0 +1,1 @@
+"""`engram convert`: tables from other formats to ours and back."""

@@ -1,0 +1,1 @@
+"""`engram demo`: the main job on the package's own data."""

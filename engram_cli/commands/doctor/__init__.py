@@ -1,0 +1,1 @@
+"""`engram doctor`: what this machine offers for tables."""

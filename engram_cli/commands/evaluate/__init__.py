@@ -1,0 +1,1 @@
+"""`engram evaluate`: the loss of a model alone and with its memory."""

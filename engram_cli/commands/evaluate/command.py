@@ -1,0 +1,379 @@
+"""evaluate: a checkpoint with a memory and held-out text in; losses with and without it out.
+
+All variants of the model read the same batches, in one pass over the text. Sums over documents and
+over parts of the text are all that is kept, and a few passages for the page.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engram_cli.commands.artifact import Companions, counted_by
+from engram_cli.commands.checkpoint import ModelShape, read_model_shape
+from engram_cli.commands.evaluate.held_out import HeldOut
+from engram_cli.commands.evaluate.known_ngrams import CorpusKnowledge
+from engram_cli.commands.evaluate.model import (
+    Plan,
+    Processes,
+    check_adapter,
+    find_processes,
+    load_variants,
+    plan_run,
+    release,
+)
+from engram_cli.commands.evaluate.parts import (
+    breakdowns_of,
+    difference_of,
+    position_partition,
+    token_changes,
+)
+from engram_cli.commands.evaluate.passages import PassageKeeper, as_passages, best
+from engram_cli.commands.evaluate.result import (
+    EvaluateResult,
+    GateStrength,
+    TokenChange,
+    VariantLoss,
+)
+from engram_cli.commands.load_model import check_checkpoint
+from engram_cli.commands.requests.evaluation import AUTO, NO_BOS, EvaluateRequest
+from engram_cli.commands.requests.options import copied, located
+from engram_cli.commands.trace import check_tokenizer
+from engram_cli.corpus.checks import needs_tokenizer, remarks
+from engram_cli.corpus.encode import check_encoder, make_encoder
+from engram_cli.corpus.sources import Sources, find_sources
+from engram_cli.errors import CorpusError, InputError
+from engram_cli.formats.bundle import BUNDLE_NAME, DESCRIPTION, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle_rows import bundle_rows
+from engram_cli.progress import SILENT, Progress
+from engram_cli.report.place import check_page
+from engram_cli.runtime.evaluation.gates import GateMeter, shares_above
+from engram_cli.runtime.evaluation.scoring import Pace, Scored, score
+from engram_cli.runtime.evaluation.sums import LossSums, gathered
+from engram_cli.runtime.evaluation.variants import BARE, LORA, LORA_MEMORY, MEMORY, variants_of
+from engram_cli.runtime.evaluation.windows import cut_windows
+from engram_cli.vocab.tokenizer import TokenizerFile, find_tokenizer, load_tokenizer
+
+_THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
+_CONTRASTS = ((MEMORY, BARE), (LORA, BARE), (LORA_MEMORY, BARE), (LORA_MEMORY, LORA))
+_LN_2 = math.log(2.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What is settled before the model is loaded."""
+
+    sources: Sources
+    bundle: Bundle | None
+    shape: ModelShape
+    tokenizer: TokenizerFile | None
+    bos: int | None
+    knowledge: CorpusKnowledge | None
+    statistics: Path | None
+
+
+def evaluate(request: EvaluateRequest, progress: Progress = SILENT) -> EvaluateResult:
+    """Return the losses of a model over a held-out text, with its memory and without; write a page.
+
+    In several processes, which torchrun or accelerate started, every process gets the result of the
+    whole text, and the first writes the page. Raises InputError for what cannot be evaluated,
+    CorpusError and TokenIdError naming the place in the text, MismatchError for a tokenizer or
+    statistics of another memory, RuntimeAttachError, DependencyError, OutputError.
+    """
+    request = _checked(located(request))
+    processes = find_processes(request.device)
+    progress = progress if processes.first else SILENT
+    began = time.perf_counter()
+    request = copied(request, progress)
+    made = _prepare(request, progress)
+    plan = plan_run(request, made.bundle, processes, made.shape)
+    progress.note(str(plan))
+    model = load_variants(request, made.bundle, plan, processes)
+    try:
+        run = _Run(request, made, plan, processes, model, progress)
+        run.score()
+    finally:
+        release(model)
+    result = replace(run.result(), seconds=time.perf_counter() - began)
+    if request.report is not None and processes.first:
+        from engram_cli.commands.evaluate.page import write_evaluation
+
+        write_evaluation(result, request.report, force=request.force)
+    return result
+
+
+def _checked(request: EvaluateRequest) -> EvaluateRequest:
+    """Return the request, whose page may be written. Raises OutputError."""
+    if request.report is not None:
+        check_page(
+            request.report,
+            request.force,
+            option="--report",
+            inputs=(request.checkpoint, request.bundle, request.lora, request.tokenizer),
+        )
+    return request
+
+
+def _prepare(request: EvaluateRequest, progress: Progress) -> _Prepared:
+    """Check what is asked for and open what is read, but not the model."""
+    check_checkpoint(request.checkpoint)
+    check_adapter(request.lora)
+    check_encoder(request.encoder)
+    shape = read_model_shape(request.checkpoint)
+    bundle = _find_bundle(request)
+    if bundle is None:
+        progress.note(f"no memory: there is no bundle in {request.checkpoint / BUNDLE_NAME}")
+    sources = find_sources(request.sources, request.corpus)
+    text = needs_tokenizer(sources.files, request.corpus)
+    for remark in remarks(sources.files, request.corpus):
+        progress.note(remark)
+    tokenizer = _find_tokenizer(request, text, progress)
+    if bundle is not None and tokenizer is not None:
+        check_tokenizer(bundle.folder, tokenizer)
+    knowledge, statistics = None, None
+    if bundle is not None:
+        knowledge, statistics = _find_knowledge(request, bundle, progress)
+    elif request.stats is not None:
+        raise InputError("--stats without a memory", "give its bundle with --bundle")
+    bos = _find_bos(request, tokenizer if text else None, shape)
+    if bos is not None:
+        progress.note(f"each document begins with token {bos}")
+    return _Prepared(
+        sources=sources,
+        bundle=bundle,
+        shape=shape,
+        tokenizer=tokenizer,
+        bos=bos,
+        knowledge=knowledge,
+        statistics=statistics,
+    )
+
+
+def _find_bundle(request: EvaluateRequest) -> Bundle | None:
+    """Return the bundle that was named, or the checkpoint's; None where it has none."""
+    if request.bundle is not None:
+        return read_bundle(bundle_folder(request.bundle))
+    own = request.checkpoint / BUNDLE_NAME
+    return read_bundle(own) if (own / DESCRIPTION).exists() else None
+
+
+def _find_tokenizer(
+    request: EvaluateRequest, needed: bool, progress: Progress
+) -> TokenizerFile | None:
+    """Return the tokenizer; None where the text is token ids and the checkpoint has none."""
+    place = request.tokenizer or request.checkpoint
+    if needed or request.tokenizer is not None or (place / "tokenizer.json").is_file():
+        return load_tokenizer(find_tokenizer(place), progress)
+    return None
+
+
+def _find_knowledge(
+    request: EvaluateRequest, bundle: Bundle, progress: Progress
+) -> tuple[CorpusKnowledge | None, Path | None]:
+    """Return what tells which n-grams the memory's corpus has, and where that is from."""
+    source, layout = bundle_rows(bundle), bundle.spec.layout
+    companions = Companions(
+        artifact=bundle.folder, folder=request.workspace.folder, stats=request.stats
+    )
+    statistics = companions.statistics(layout, progress)
+    counted = counted_by(source, statistics)
+    if counted is None:
+        progress.note(
+            "which n-grams the memory's corpus has is not known: the bundle holds no hits, and "
+            "there are no statistics (--stats)"
+        )
+        return None, None
+
+    def hits_at(layer: int, rows: Any) -> Any:
+        return counted.hits_at(layer, rows.reshape(-1)).reshape(rows.shape)
+
+    samples = () if statistics is None else statistics.samples()
+    found = CorpusKnowledge(layout, bundle.spec.layers, hits_at, samples)
+    return found, counted.path if statistics is None else statistics.path
+
+
+def _find_bos(
+    request: EvaluateRequest, tokenizer: TokenizerFile | None, shape: ModelShape
+) -> int | None:
+    """Return the token to put before each document. Raises InputError for one that is not there."""
+    if request.bos == AUTO:
+        added = () if tokenizer is None else tokenizer.added_before()
+        return added[-1] if added else None
+    if request.bos == NO_BOS:
+        return None
+    token = int(request.bos)
+    if shape.vocab_size is not None and token >= shape.vocab_size:
+        raise InputError(
+            f"--bos {token}: the model has {shape.vocab_size:,} token ids",
+            f"give 0 to {shape.vocab_size - 1}",
+        )
+    return token
+
+
+class _Run:
+    """One pass over the text: all that is summed, and the result that follows from it."""
+
+    def __init__(
+        self,
+        request: EvaluateRequest,
+        made: _Prepared,
+        plan: Plan,
+        processes: Processes,
+        model: Any,
+        progress: Progress,
+    ) -> None:
+        self._request, self._made, self._plan = request, made, plan
+        self._processes, self._model, self._progress = processes, model, progress
+        self._variants = variants_of(model)
+        self._contrasts = [each for each in _CONTRASTS if set(each) <= set(self._variants)]
+        knowledge = made.knowledge
+        partitions = () if knowledge is None else knowledge.partitions
+        self._sums = LossSums(
+            self._variants,
+            (*partitions, position_partition(plan.context)),
+            vocabulary=made.shape.vocab_size or len(model.get_input_embeddings().weight),
+        )
+        self._meter = GateMeter(model)
+        self._pace = Pace()
+        shown = request.report is not None and self._contrasts
+        self._passages = PassageKeeper(*self._contrasts[0]) if shown else None
+        self._excerpts: list[Any] = []
+
+    def score(self) -> None:
+        """Read the text. Raises CorpusError for a text without a token to score."""
+        own, made, rank = self._request, self._made, self._processes
+        encoder = None
+        if needs_tokenizer(made.sources.files, own.corpus):
+            assert made.tokenizer is not None
+            size = made.sources.size
+            encoder = make_encoder(made.tokenizer, own.encoder, self._progress, size=size)
+        held_out = HeldOut(
+            files=made.sources.files,
+            options=own.corpus,
+            encoder=encoder,
+            tokenizer=made.tokenizer,
+            bos=made.bos,
+            max_documents=own.max_documents,
+            max_tokens=own.max_tokens,
+        )
+        pieces = held_out.pieces(rank.rank, rank.world)
+        windows = cut_windows(pieces, self._plan.context, self._plan.stride)
+        self._progress.start("held-out tokens", own.max_tokens, "tokens")
+        try:
+            for item in score(
+                self._model,
+                windows,
+                self._variants,
+                batch_tokens=self._plan.batch_tokens,
+                gates=self._meter if self._meter.keys else None,
+                pace=self._pace,
+                advance=lambda tokens: self._progress.advance(tokens * rank.world),
+            ):
+                self._sums.add(item)
+                if self._passages is not None and isinstance(item, Scored):
+                    self._passages.add(item)
+        finally:
+            if encoder is not None:
+                encoder.close()
+        self._gather()
+        if not self._sums.whole.tokens:
+            raise CorpusError(
+                "the held-out text has no token to predict",
+                "give documents of two or more tokens",
+            )
+
+    def _gather(self) -> None:
+        """Add up what all processes found; each then has it all."""
+        self._excerpts = [] if self._passages is None else self._passages.kept
+        if self._processes.world == 1:
+            return
+        self._sums.reduce(self._processes.device)
+        every = gathered((self._excerpts, self._pace, self._meter.counted))
+        self._excerpts = best(excerpt for theirs, _, _ in every for excerpt in theirs)
+        self._pace = Pace.together([pace for _, pace, _ in every])
+        self._meter.set_counted([counted for _, _, counted in every])
+
+    def result(self) -> EvaluateResult:
+        """Return all that was found."""
+        request, made, sums, whole = self._request, self._made, self._sums, self._sums.whole
+        tokenizer = made.tokenizer
+        gaining: tuple[TokenChange, ...] = ()
+        losing: tuple[TokenChange, ...] = ()
+        if self._contrasts:
+            gaining, losing = token_changes(sums, self._contrasts[0], self._texts)
+        means = {name: whole.loss(name) for name in self._variants}
+        orders = () if made.knowledge is None or made.bundle is None else _orders(made.bundle)
+        # The memory alone, and on top of the adapter; the adapter where there is no memory.
+        shown = [each for each in self._contrasts if each in (_CONTRASTS[0], _CONTRASTS[3])]
+        return EvaluateResult(
+            checkpoint=request.checkpoint,
+            bundle=None if made.bundle is None else made.bundle.folder,
+            adapter=request.lora,
+            statistics=made.statistics,
+            exact=made.knowledge is not None and made.knowledge.exact,
+            documents=sums.documents,
+            tokens=sums.tokens,
+            scored=whole.tokens,
+            bytes=sums.bytes,
+            context=self._plan.context,
+            stride=self._plan.stride,
+            bos=made.bos,
+            device=str(self._processes.device),
+            dtype=str(self._plan.dtype).removeprefix("torch."),
+            processes=self._processes.world,
+            bare=means[BARE],
+            memory=means.get(MEMORY),
+            lora=means.get(LORA),
+            lora_memory=means.get(LORA_MEMORY),
+            losses=tuple(self._loss(name) for name in self._variants),
+            differences=tuple(difference_of(whole, each) for each in self._contrasts),
+            breakdowns=tuple(breakdowns_of(sums, shown or self._contrasts, orders)),
+            gates=tuple(self._gates()),
+            gaining=gaining,
+            losing=losing,
+            passages=tuple(as_passages(self._excerpts, tokenizer)),
+            seconds=0.0,
+            report=request.report,
+            process=self._processes.rank,
+        )
+
+    def _loss(self, name: str) -> VariantLoss:
+        whole, size = self._sums.whole, self._sums.bytes
+        found = whole.interval(name)
+        return VariantLoss(
+            variant=name,
+            loss=found.mean,
+            error=found.error,
+            perplexity=math.exp(min(found.mean, 700.0)),
+            bits_per_byte=found.mean * whole.tokens / _LN_2 / size if size else None,
+            tokens_per_second=self._pace.tokens_per_second(name),
+        )
+
+    def _gates(self) -> list[GateStrength]:
+        meter, found = self._meter, []
+        for index, key in enumerate(meter.keys):
+            bins, tokens = meter.bins[index], int(meter.positions[index])
+            above = shares_above(bins, _THRESHOLDS)
+            found.append(
+                GateStrength(
+                    memory=key.memory,
+                    layer=key.layer,
+                    decoder_layer=key.decoder_layer,
+                    tokens=tokens,
+                    mean=float(meter.sums[index, 0]) / max(int(bins.sum()), 1),
+                    above={f"{each:g}": own for each, own in zip(_THRESHOLDS, above, strict=True)},
+                    added=float(meter.sums[index, 1]) / max(tokens, 1),
+                )
+            )
+        return found
+
+    def _texts(self, ids: list[int]) -> list[str]:
+        tokenizer = self._made.tokenizer
+        return [str(each) for each in ids] if tokenizer is None else tokenizer.decode_each(ids)
+
+
+def _orders(bundle: Bundle) -> tuple[int, ...]:
+    return bundle.spec.layout.orders

@@ -1,0 +1,1 @@
+"""`engram golden`: test vectors for other implementations, and what is wrong with theirs."""

@@ -1,0 +1,1 @@
+"""`engram inspect`: what a table, a bundle or a folder holds."""

@@ -1,0 +1,1 @@
+"""`engram lookup`: the rows of a text, with their n-grams and hits."""

@@ -1,0 +1,381 @@
+"""patch make: a checkpoint, its bundle and facts in; a patch of few, little read rows out.
+
+The rows that the fewest look-ups of the corpus read are chosen among those of the facts' n-grams,
+gradient steps find their values, and the values are measured as the bundle stores them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engram_cli.commands.artifact import Companions
+from engram_cli.commands.checkpoint import read_model_shape
+from engram_cli.commands.evaluate.held_out import HeldOut
+from engram_cli.commands.evaluate.model import dtype_on, find_processes
+from engram_cli.commands.load_model import check_checkpoint, load_model
+from engram_cli.commands.lookup.rows import window_ngrams
+from engram_cli.commands.patch_make.facts import Fact, read_facts, run_together
+from engram_cli.commands.patch_make.result import FactResult, Measured, PatchMakeResult, Predicted
+from engram_cli.commands.patch_make.traffic import (
+    Traffic,
+    by_order,
+    find_traffic,
+    predict,
+    require_traffic,
+)
+from engram_cli.commands.requests.options import copied, located
+from engram_cli.commands.requests.patch_make import PatchMakeRequest
+from engram_cli.commands.trace import check_tokenizer
+from engram_cli.corpus.checks import needs_tokenizer, remarks
+from engram_cli.corpus.encode import check_encoder, make_encoder
+from engram_cli.corpus.sources import Sources, find_sources
+from engram_cli.errors import CorpusError
+from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle_rows import BundleRows, bundle_rows
+from engram_cli.hashing.hasher import StreamHasher
+from engram_cli.numbers import count, counted
+from engram_cli.outputs import prepare_output
+from engram_cli.patches import Patch, make_patch, write_patch
+from engram_cli.patches.patch_file import PATCH
+from engram_cli.progress import SILENT, Progress
+from engram_cli.runtime import attach, detach, memories
+from engram_cli.runtime.memory import Memory
+from engram_cli.stats.names import Names
+from engram_cli.training.edits.choice import Candidates, choose_rows, joined
+from engram_cli.training.edits.divergence import EditReads, measure_divergence
+from engram_cli.training.edits.learning import FactTokens, Told, learn_facts, tell_facts
+from engram_cli.training.edits.rows import RowValues, edited_rows, row_finder
+from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
+
+_MARGIN = 1.0  # nats by which a target token shall be ahead: other kernels still say the target
+_CONTEXT = 1024
+_LOGITS = {"cpu": 2**28, "cuda": 2**31}  # bytes of the logits of one of two models
+
+
+def make_patch_of_facts(request: PatchMakeRequest, progress: Progress = SILENT) -> PatchMakeResult:
+    """Make and write a patch with which a checkpoint says the facts; measure what else it does.
+
+    Raises InputError for facts that cannot be read or taught and for rows that cannot be changed,
+    MismatchError for a tokenizer, statistics or text of another memory, CorpusError, TokenIdError,
+    RuntimeAttachError, DependencyError, OutputError.
+    """
+    request = located(request)
+    began = time.perf_counter()
+    inputs = (request.checkpoint, request.bundle, request.edits, request.stats)
+    prepare_output(request.out, PATCH, force=request.force, inputs=inputs)
+    request = copied(request, progress)
+    made = _prepare(request, progress)
+    run = _Run(request, made, progress)
+    try:
+        result = run.result()
+    finally:
+        run.close()
+    return replace(result, seconds=time.perf_counter() - began)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What is settled before the model is loaded."""
+
+    bundle: Bundle
+    source: BundleRows
+    tokenizer: TokenizerFile
+    facts: tuple[Fact, ...]
+    traffic: Traffic | None
+    names: Names
+    text: Sources | None
+    context: int
+
+
+def _prepare(request: PatchMakeRequest, progress: Progress) -> _Prepared:
+    """Check what is asked for and open what is read, but not the model."""
+    check_checkpoint(request.checkpoint)
+    check_encoder(request.encoder)
+    shape = read_model_shape(request.checkpoint)
+    bundle = read_bundle(bundle_folder(request.bundle or request.checkpoint / BUNDLE_NAME))
+    source = bundle_rows(bundle)
+    tokenizer = load_tokenizer(request.tokenizer or request.checkpoint, progress)
+    check_tokenizer(bundle.folder, tokenizer)
+    facts = read_facts(request.edits, tokenizer, shape.positions)
+    together = run_together(facts)
+    if together:
+        progress.note(
+            f"{counted(together, 'target')} of {count(len(facts))} begin without a space after the "
+            "prompt's last word, and are taken so"
+        )
+    text = None
+    if request.held_out:
+        text = find_sources(request.held_out, request.corpus)
+        for remark in remarks(text.files, request.corpus):
+            progress.note(remark)
+    companions = Companions(
+        artifact=bundle.folder, folder=request.workspace.folder, stats=request.stats
+    )
+    traffic = find_traffic(source, companions, progress)
+    require_traffic(traffic, request.max_traffic)
+    if traffic is None:
+        progress.note(
+            "how often a corpus reads rows is not known (--stats): those of the longest n-grams "
+            "are changed"
+        )
+    layout = source.layout
+    return _Prepared(
+        bundle=bundle,
+        source=source,
+        tokenizer=tokenizer,
+        facts=facts,
+        traffic=traffic,
+        names=Names(layout, companions.vocabulary(layout, progress)),
+        text=text,
+        context=min(_CONTEXT, shape.positions or _CONTEXT),
+    )
+
+
+class _Run:
+    """The model with its memory, and what is found on the way to a patch."""
+
+    def __init__(self, request: PatchMakeRequest, made: _Prepared, progress: Progress) -> None:
+        self._request, self._made, self._progress = request, made, progress
+        self._device = find_processes(request.device).device
+        dtype = dtype_on(self._device, request.dtype)
+        self._model = load_model(request.checkpoint, dtype=dtype).to(self._device)
+        self._model.eval().requires_grad_(False)
+        if memories(self._model):  # of the checkpoint: another may be asked for
+            detach(self._model)
+        self._memory: Memory = attach(
+            self._model,
+            made.bundle.folder,
+            rows_trainable=False,
+            rows_device=_rows_device(made.bundle, self._device),
+        )
+        self._finder = row_finder(self._memory)
+        self._dtype = dtype
+        self._tokens = [
+            FactTokens(ids=np.array(fact.ids, dtype=np.int64), first=fact.first)
+            for fact in made.facts
+        ]
+        self._batch_tokens = self._most_tokens()
+
+    def close(self) -> None:
+        """Let go of the memory's files."""
+        detach(self._model)
+
+    def _most_tokens(self) -> int:
+        """Return how many tokens a batch has."""
+        vocabulary = len(self._model.get_input_embeddings().weight)
+        most = _LOGITS["cpu" if self._device.type == "cpu" else "cuda"]
+        return max(most // (vocabulary * self._dtype.itemsize), 1)
+
+    def result(self) -> PatchMakeResult:
+        """Choose rows, find their values, write the patch, measure it."""
+        request, made, progress = self._request, self._made, self._progress
+        found = [self._candidates(fact) for fact in self._tokens]
+        most = request.max_traffic
+        if most is not None and made.traffic is not None:
+            most = most * made.traffic.tokens / 1e6
+        chosen = choose_rows(found, request.rows_of_a_token, most)
+        rows, every = joined(chosen), joined(choose_rows(found, None))
+        predicted = self._predict(rows, every)
+        progress.note(_announced(rows, every, predicted, len(made.facts)))
+        before = self._tell()
+        learned = learn_facts(
+            self._model,
+            self._memory,
+            self._tokens,
+            rows,
+            steps=request.steps,
+            rate=request.rate,
+            margin=_MARGIN,
+            batch_tokens=self._batch_tokens,
+            progress=progress,
+        )
+        patch = self._patch(learned.edits, predicted)
+        edits = self._stored(patch)
+        with edited_rows(self._memory, edits):
+            after = self._tell()
+        write_patch(request.out, patch, force=request.force)
+        return PatchMakeResult(
+            checkpoint=request.checkpoint,
+            bundle=made.bundle.folder,
+            patch=request.out,
+            digest=patch.digest,
+            facts=tuple(self._facts(chosen, before, after)),
+            exact_before=int(before.exact.sum()),
+            exact_after=int(after.exact.sum()),
+            rows=patch.rows,
+            candidates=sum(map(len, every.values())),
+            rows_by_order=by_order({n: own.ids for n, own in patch.layers.items()}, made.source),
+            steps=learned.steps,
+            most_steps=request.steps,
+            predicted=predicted,
+            measured=self._measure(edits),
+            device=str(self._device),
+            dtype=str(self._dtype).removeprefix("torch."),
+            seconds=0.0,
+        )
+
+    def _candidates(self, fact: FactTokens) -> Candidates:
+        """Return the rows that a fact reads before its last token, which predicts nothing."""
+        layout, layers = self._made.source.layout, self._memory.spec.layers
+        found = self._finder.find(torch.from_numpy(fact.ids)[None])[0, :, :-1].numpy()
+        rows = found.astype(np.int64)  # [L, T - 1, C]
+        hits = np.zeros(rows.shape, dtype=np.uint64)
+        if self._made.traffic is not None:
+            for place, layer in enumerate(layers):
+                hits[place] = self._made.traffic.hits(layer, rows[place])
+        shape = rows.shape
+        orders = np.repeat(np.array(layout.orders), layout.heads)
+        return Candidates(
+            layers=np.broadcast_to(np.array(layers)[:, None, None], shape).reshape(-1),
+            rows=rows.reshape(-1),
+            orders=np.broadcast_to(orders, shape).reshape(-1),
+            hits=hits.reshape(-1),
+            tokens=fact.tokens,
+        )
+
+    def _predict(
+        self, rows: Mapping[int, NDArray[np.int64]], every: Mapping[int, NDArray[np.int64]]
+    ) -> Predicted | None:
+        made = self._made
+        if made.traffic is None:
+            return None
+        own = set(_ngrams(made.source, self._tokens))
+        return predict(made.traffic, rows, every, own, made.names, self._request.ngrams)
+
+    def _tell(self) -> Told:
+        return tell_facts(
+            self._model, self._tokens, margin=_MARGIN, batch_tokens=self._batch_tokens
+        )
+
+    def _patch(self, edits: Mapping[int, RowValues], predicted: Predicted | None) -> Patch:
+        """Return the patch, its values as the bundle stores rows."""
+        about = {"facts": str(len(self._made.facts)), "edits": self._request.edits.name}
+        if predicted is not None:
+            about["lookups_per_million_tokens"] = f"{predicted.per_million:.6g}"
+        changed = {
+            layer: (own.rows.cpu().numpy(), own.values.cpu().numpy())
+            for layer, own in edits.items()
+        }
+        description = self._request.description or f"facts of {self._request.edits.name}"
+        return make_patch(self._made.source, changed, description=description, facts=about)
+
+    def _stored(self, patch: Patch) -> dict[int, RowValues]:
+        """Return the values as they come out of a patch."""
+        found = {}
+        for layer, own in patch.layers.items():
+            values = np.empty((len(own), patch.dim), dtype=np.float32)
+            patch.row_type.decode(own.rows, own.scales, values)
+            found[layer] = RowValues(
+                rows=torch.from_numpy(np.array(own.ids)).to(self._device),
+                values=torch.from_numpy(values).to(self._device),
+            )
+        return found
+
+    def _facts(
+        self, chosen: Sequence[Mapping[int, NDArray[np.int64]]], before: Told, after: Told
+    ) -> Iterator[FactResult]:
+        traffic = self._made.traffic
+        for place, fact in enumerate(self._made.facts):
+            rows = chosen[place]
+            yield FactResult(
+                line=fact.line,
+                prompt=fact.prompt,
+                target=fact.target,
+                tokens=len(fact.ids) - fact.first,
+                rows=sum(map(len, rows.values())),
+                hits=None if traffic is None else traffic.lookups(rows),
+                exact_before=bool(before.exact[place]),
+                exact_after=bool(after.exact[place]),
+                loss_before=round(float(before.losses[place]), 4),
+                loss_after=round(float(after.losses[place]), 4),
+            )
+
+    def _measure(self, edits: Mapping[int, RowValues]) -> Measured | None:
+        """Return what the edits do to the held-out text, None without one."""
+        made, request = self._made, self._request
+        if made.text is None:
+            return None
+        encoder = None
+        if needs_tokenizer(made.text.files, request.corpus):
+            encoder = make_encoder(
+                made.tokenizer, request.encoder, self._progress, size=made.text.size
+            )
+        bos = made.tokenizer.added_before()
+        held_out = HeldOut(
+            files=made.text.files,
+            options=request.corpus,
+            encoder=encoder,
+            tokenizer=made.tokenizer,
+            bos=bos[-1] if bos else None,
+            max_tokens=request.max_tokens,
+        )
+        self._progress.start("held-out tokens", request.max_tokens, "tokens")
+        try:
+            found = measure_divergence(
+                self._model,
+                held_out.pieces(),
+                lambda: edited_rows(self._memory, edits),
+                EditReads(self._finder, self._memory, edits),
+                context=made.context,
+                batch_tokens=max(self._batch_tokens, made.context),
+                advance=self._progress.advance,
+            )
+        finally:
+            if encoder is not None:
+                encoder.close()
+        if not found.scored:
+            raise CorpusError(
+                "the held-out text has no token to predict",
+                "give documents of two or more tokens",
+            )
+        return Measured(
+            documents=found.documents,
+            tokens=found.tokens,
+            read=found.read,
+            per_million=1e6 * found.lookups / found.tokens,
+            divergence=found.divergence.mean,
+            low=found.divergence.low,
+            high=found.divergence.high,
+            loss_change=found.change.mean,
+            loss_low=found.change.low,
+            loss_high=found.change.high,
+        )
+
+
+def _rows_device(bundle: Bundle, device: torch.device) -> torch.device:
+    """Return where the rows lie: mapped on the host where they leave a GPU too little memory."""
+    if device.type != "cuda":
+        return torch.device("cpu")
+    free = torch.cuda.mem_get_info(device)[0]
+    return device if bundle.spec.table_bytes < free // 2 else torch.device("cpu")
+
+
+def _ngrams(source: BundleRows, facts: Sequence[FactTokens]) -> Iterator[tuple[int, ...]]:
+    """Yield the n-grams of facts whose rows may be changed, as compressed ids."""
+    layout = source.layout
+    for fact in facts:
+        ids = fact.ids[:-1]
+        window = StreamHasher(layout).push(ids, starts=np.arange(len(ids)) == 0)
+        for order in layout.orders:
+            yield from map(tuple, window_ngrams(window, layout, order).tolist())
+
+
+def _announced(
+    rows: Mapping[int, Any], every: Mapping[int, Any], predicted: Predicted | None, facts: int
+) -> str:
+    """Return what is going to change, and who reads it."""
+    changed, of = (sum(map(len, each.values())) for each in (rows, every))
+    said = f"changing {count(changed)} of the {count(of)} rows that {counted(facts, 'fact')} read"
+    if predicted is None:
+        return said
+    return (
+        f"{said}; predicted: {predicted.per_million:,.1f} look-ups per million tokens of the "
+        f"corpus read them, of {predicted.candidates_per_million:,.1f} that read any"
+    )

@@ -1,0 +1,1 @@
+"""`engram plan`: how many rows a model and a corpus need."""

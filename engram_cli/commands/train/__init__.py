@@ -1,0 +1,1 @@
+"""`engram train`: trains a memory, and measures it before and after."""

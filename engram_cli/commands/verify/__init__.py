@@ -1,0 +1,1 @@
+"""`engram verify`: whether an artifact is complete and its rows are right."""
