@@ -130,7 +130,7 @@ def uniform(it: World) -> list[dict[str, Any]]:
 
 def hot_rows_switch(it: World) -> list[dict[str, Any]]:
     """The choice between in place and staged where nine of ten look-ups find hot rows."""
-    cases, most = [], it.size.tokens[-1]
+    cases, most = [], 8 * it.size.crossing[-1]
     sets = it.id_sets(most, 12)
     rows = torch.cat([it.find(ids).flatten() for ids in sets])
     hot = rows[torch.rand(len(rows), device=rows.device) < 0.9].unique()
@@ -273,7 +273,7 @@ def main(out: Path, size: Size, device: torch.device, names: Sequence[str]) -> N
     print(f"{it.rows:,} rows pinned in {it.pinned_seconds:.0f} s, ready at", end=" ")
     print(f"{time.perf_counter() - begin:.0f} s", flush=True)
     document: dict[str, Any] = {
-        "benchmark": "gpu_tiers",
+        "benchmark": out.stem,
         "about": (__doc__ or "").strip().splitlines()[0],
         "notes": f"{NOTE} {it.rows:,} rows on the host, {len(it.buffer) / 1e9:.1f} GB, pinned in "
         f"{it.pinned_seconds:.0f} s.",
@@ -305,13 +305,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, nargs="?", default=RESULTS / "gpu_tiers.json")
     parser.add_argument("--tiny", action="store_true")
     every = [section.__name__ for section in SECTIONS]
+    parser.add_argument("--tokens", type=int, nargs="*", default=Size().tokens)
     parser.add_argument("--sections", nargs="*", choices=every, default=every)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     asked = arguments()
-    chosen = TINY if asked.tiny else Size()
+    chosen = TINY if asked.tiny else Size(tokens=tuple(asked.tokens))
     main(
         asked.out,
         chosen,
