@@ -51,6 +51,7 @@ class StepGraphs:
         self._pools: dict[torch.device, Any] = {}
         self._rates: dict[Tensor, tuple[float, Tensor]] = {}
         self.captured = self.replayed = 0
+        self._fails = False
 
     def rate(self, weight: Tensor, lr: float) -> Tensor:
         """Return the learning rate of a table, float64 [] on its device, always at one address."""
@@ -80,16 +81,29 @@ class StepGraphs:
             return
         self._known.move_to_end(key)
         with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
-            replay = self._known[key]
+            replay = self._known[key] or self._captured(key, step, device)
             if replay is None:
-                replay = self._known[key] = self._capture(step, self._pool(device))
-                self.captured += 1
+                step()
+                return
             replay()
         self.replayed += 1
+
+    def _captured(self, key: Hashable, step: Step, device: torch.device) -> Step | None:
+        """Return the replay of a step, None where this machine captures none."""
+        try:
+            replay = self._capture(step, self._pool(device))
+        except RuntimeError:  # nothing has run: the step is launched as ever
+            self._fails = True
+            return None
+        self._known[key] = replay
+        self.captured += 1
+        return replay
 
     @property
     def _worth(self) -> bool:
         """Whether steps come again often enough for captures, which take as long as some steps."""
+        if self._fails:
+            return False
         return self.captured < _TRIED or self.replayed >= _WORTH * self.captured
 
     def _pool(self, device: torch.device) -> Any:

@@ -331,7 +331,7 @@ def main(out: Path) -> None:
         "notes": NOTE,
         "machine": machine() | {"gpu": torch.cuda.get_device_name()},
         "versions": versions(),
-        "commit": commit(),
+        "commit": os.environ.get("ENGRAM_COMMIT") or commit(),
         "cases": cases,
     }
     out.write_text(json.dumps(result, indent=1) + "\n")

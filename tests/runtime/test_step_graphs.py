@@ -102,6 +102,19 @@ def test_captures_that_are_not_replayed_end(log: Log) -> None:
     assert log.run(held[0]) == ["eager"]
 
 
+def test_where_nothing_can_be_captured_steps_are_launched(log: Log) -> None:
+    def refuse(step: Callable[[], None], pool: Any) -> Callable[[], None]:
+        log.events.append("refused")
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    log.graphs._capture = refuse
+    values = torch.ones(4, 2)
+    assert log.run(values) == ["eager"]
+    assert log.run(values) == ["refused", "eager"]
+    assert log.run(values) == ["eager"]
+    assert (log.graphs.captured, log.graphs.replayed) == (0, 0)
+
+
 def test_a_rate_changes_where_it_lies(log: Log) -> None:
     first = log.graphs.rate(log.weight, 0.1)
     again = log.graphs.rate(log.weight, 0.3)
