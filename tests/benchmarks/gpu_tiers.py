@@ -38,7 +38,7 @@ NOTE = (
     "One call at a time: from the host's clock at the call to its vectors on the device, medians; "
     "token ids lie on the device. GB/s count rows of 264 bytes that were asked for, also where "
     "one is asked for twice or lies in HBM. Ratios are against the better of SGLang's UVA paths. "
-    "The order of the contestants changes from round to round, and no two calls of uniform ids "
+    "The order of the contestants is another in each round, and no two calls of uniform ids "
     "look up the same ids: the first call for rows pays for the pages that the GPU does not know."
 )
 
