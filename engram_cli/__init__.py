@@ -42,6 +42,17 @@ if TYPE_CHECKING:
     from engram_cli.commands.merge_stats import MergeStatsRequest as MergeStatsRequest
     from engram_cli.commands.merge_stats import MergeStatsResult as MergeStatsResult
     from engram_cli.commands.merge_stats import merge_stats as merge_stats
+    from engram_cli.commands.patch.command import ApplyPatchResult as ApplyPatchResult
+    from engram_cli.commands.patch.command import ListPatchesResult as ListPatchesResult
+    from engram_cli.commands.patch.command import PatchInfo as PatchInfo
+    from engram_cli.commands.patch.command import ShowPatchResult as ShowPatchResult
+    from engram_cli.commands.patch.command import StackPatchesResult as StackPatchesResult
+    from engram_cli.commands.patch.command import UndoPatchResult as UndoPatchResult
+    from engram_cli.commands.patch.command import apply_patches as apply_patches
+    from engram_cli.commands.patch.command import list_patches as list_patches
+    from engram_cli.commands.patch.command import show_patch as show_patch
+    from engram_cli.commands.patch.command import stack_patches as stack_patches
+    from engram_cli.commands.patch.command import undo_patch as undo_patch
     from engram_cli.commands.plan.command import PlanResult as PlanResult
     from engram_cli.commands.plan.command import plan as plan
     from engram_cli.commands.probe import ProbeResult as ProbeResult
@@ -55,6 +66,11 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.doctor import DoctorRequest as DoctorRequest
     from engram_cli.commands.requests.evaluation import EvaluateRequest as EvaluateRequest
     from engram_cli.commands.requests.explore import ExploreRequest as ExploreRequest
+    from engram_cli.commands.requests.patch import ApplyPatchRequest as ApplyPatchRequest
+    from engram_cli.commands.requests.patch import ListPatchesRequest as ListPatchesRequest
+    from engram_cli.commands.requests.patch import ShowPatchRequest as ShowPatchRequest
+    from engram_cli.commands.requests.patch import StackPatchesRequest as StackPatchesRequest
+    from engram_cli.commands.requests.patch import UndoPatchRequest as UndoPatchRequest
     from engram_cli.commands.requests.plan import Budget as Budget
     from engram_cli.commands.requests.plan import PlanRequest as PlanRequest
     from engram_cli.commands.requests.probe import ProbeRequest as ProbeRequest
@@ -69,11 +85,14 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.tables import BuildTableRequest as BuildTableRequest
     from engram_cli.commands.requests.tables import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.train import TrainRequest as TrainRequest
+    from engram_cli.commands.requests.update import UpdateTableRequest as UpdateTableRequest
     from engram_cli.commands.requests.update_stats import UpdateStatsRequest as UpdateStatsRequest
     from engram_cli.commands.trace import TraceResult as TraceResult
     from engram_cli.commands.trace import trace_text as trace_text
     from engram_cli.commands.train.command import TrainResult as TrainResult
     from engram_cli.commands.train.command import train as train
+    from engram_cli.commands.update.command import update_table as update_table
+    from engram_cli.commands.update.result import UpdateTableResult as UpdateTableResult
     from engram_cli.commands.update_stats import UpdateStatsResult as UpdateStatsResult
     from engram_cli.commands.update_stats import update_stats as update_stats
     from engram_cli.commands.verify.command import VerifyResult as VerifyResult
@@ -98,6 +117,12 @@ if TYPE_CHECKING:
     from engram_cli.hashing.hasher import hash_tokens as hash_tokens
     from engram_cli.hashing.layout import HashLayout as HashLayout
     from engram_cli.hashing.schemes import hash_layout as hash_layout
+    from engram_cli.patches.making import make_patch as make_patch
+    from engram_cli.patches.making import stored_patch as stored_patch
+    from engram_cli.patches.patch import LayerPatch as LayerPatch
+    from engram_cli.patches.patch import Patch as Patch
+    from engram_cli.patches.patch_file import read_patch as read_patch
+    from engram_cli.patches.patch_file import write_patch as write_patch
     from engram_cli.progress import Progress as Progress
     from engram_cli.runtime.attach import attach as attach
     from engram_cli.runtime.attach import detach as detach
@@ -112,6 +137,28 @@ if TYPE_CHECKING:
     from engram_cli.vocab.parquet import write_vocab as write_vocab
 
 _HOMES = {
+    "ApplyPatchRequest": "engram_cli.commands.requests.patch",
+    "UndoPatchRequest": "engram_cli.commands.requests.patch",
+    "ListPatchesRequest": "engram_cli.commands.requests.patch",
+    "StackPatchesRequest": "engram_cli.commands.requests.patch",
+    "ShowPatchRequest": "engram_cli.commands.requests.patch",
+    "ApplyPatchResult": "engram_cli.commands.patch.command",
+    "UndoPatchResult": "engram_cli.commands.patch.command",
+    "ListPatchesResult": "engram_cli.commands.patch.command",
+    "StackPatchesResult": "engram_cli.commands.patch.command",
+    "ShowPatchResult": "engram_cli.commands.patch.command",
+    "PatchInfo": "engram_cli.commands.patch.command",
+    "apply_patches": "engram_cli.commands.patch.command",
+    "undo_patch": "engram_cli.commands.patch.command",
+    "list_patches": "engram_cli.commands.patch.command",
+    "stack_patches": "engram_cli.commands.patch.command",
+    "show_patch": "engram_cli.commands.patch.command",
+    "Patch": "engram_cli.patches.patch",
+    "LayerPatch": "engram_cli.patches.patch",
+    "read_patch": "engram_cli.patches.patch_file",
+    "write_patch": "engram_cli.patches.patch_file",
+    "make_patch": "engram_cli.patches.making",
+    "stored_patch": "engram_cli.patches.making",
     "ArtifactError": "engram_cli.errors",
     "AttachRequest": "engram_cli.commands.requests.tables",
     "AttachResult": "engram_cli.commands.attach.command",
@@ -176,6 +223,8 @@ _HOMES = {
     "UndecodableError": "engram_cli.errors",
     "UpdateStatsRequest": "engram_cli.commands.requests.update_stats",
     "UpdateStatsResult": "engram_cli.commands.update_stats",
+    "UpdateTableRequest": "engram_cli.commands.requests.update",
+    "UpdateTableResult": "engram_cli.commands.update.result",
     "VerifyRequest": "engram_cli.commands.requests.reading",
     "VerifyResult": "engram_cli.commands.verify.command",
     "VocabularyError": "engram_cli.errors",
@@ -207,12 +256,15 @@ _HOMES = {
     "trace_text": "engram_cli.commands.trace",
     "train": "engram_cli.commands.train.command",
     "update_stats": "engram_cli.commands.update_stats",
+    "update_table": "engram_cli.commands.update.command",
     "verify": "engram_cli.commands.verify.command",
     "write_report": "engram_cli.commands.report",
     "write_vocab": "engram_cli.vocab.parquet",
 }
 
 __all__ = [
+    "ApplyPatchRequest",
+    "ApplyPatchResult",
     "ArtifactError",
     "AttachRequest",
     "AttachResult",
@@ -252,13 +304,18 @@ __all__ = [
     "InputError",
     "InspectRequest",
     "InspectResult",
+    "LayerPatch",
     "LayoutError",
+    "ListPatchesRequest",
+    "ListPatchesResult",
     "LookupRequest",
     "LookupResult",
     "MergeStatsRequest",
     "MergeStatsResult",
     "MismatchError",
     "OutputError",
+    "Patch",
+    "PatchInfo",
     "PlanRequest",
     "PlanResult",
     "ProbeRequest",
@@ -267,7 +324,11 @@ __all__ = [
     "ReportRequest",
     "ReportResult",
     "RuntimeAttachError",
+    "ShowPatchRequest",
+    "ShowPatchResult",
     "SourceError",
+    "StackPatchesRequest",
+    "StackPatchesResult",
     "TableStore",
     "TokenIdError",
     "TraceRequest",
@@ -275,14 +336,19 @@ __all__ = [
     "TrainRequest",
     "TrainResult",
     "UndecodableError",
+    "UndoPatchRequest",
+    "UndoPatchResult",
     "UpdateStatsRequest",
     "UpdateStatsResult",
+    "UpdateTableRequest",
+    "UpdateTableResult",
     "VerifyRequest",
     "VerifyResult",
     "VocabularyError",
     "Workspace",
     "WriteResult",
     "__version__",
+    "apply_patches",
     "attach",
     "attach_checkpoint",
     "build_table",
@@ -298,18 +364,27 @@ __all__ = [
     "hash_stats",
     "hash_tokens",
     "inspect",
+    "list_patches",
     "lookup",
+    "make_patch",
     "merge_stats",
     "open_table",
     "plan",
     "probe",
+    "read_patch",
     "read_vocab",
     "run_compress_vocab",
     "run_demo",
+    "show_patch",
+    "stack_patches",
+    "stored_patch",
     "trace_text",
     "train",
+    "undo_patch",
     "update_stats",
+    "update_table",
     "verify",
+    "write_patch",
     "write_report",
     "write_vocab",
 ]

@@ -32,6 +32,8 @@ def diff(request: DiffRequest, terminal: Terminal) -> None:
     terminal.result(result, *diff_parts(result, verbose=terminal.verbose))
     if result.report is not None:
         terminal.note(f"written: {shown_path(result.report)}")
+    if result.patch is not None:
+        terminal.note(f"written: {shown_path(result.patch)}")
     if not result.same:
         raise typer.Exit(1)
 

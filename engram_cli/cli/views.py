@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from engram_cli.charts import LineChart
 from engram_cli.cli.plain import one_line
-from engram_cli.view import (
-    Cell,
-    Column,
-    LineChart,
-    Matrix,
-    Part,
-    Row,
-    Summary,
-    Table,
-    View,
-    Where,
-)
+from engram_cli.view import Cell, Column, Matrix, Part, Row, Summary, Table, View, Where
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -20,20 +20,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError, EngramError, InputError
+from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
 from engram_cli.files import read_json, sha256_bytes
 from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, Reference, parse
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.outputs import Kind, Listing
+from engram_cli.patches.patch import LayerPatch
 from engram_cli.remote.path import is_remote, look_at, readable_path
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.safetensors import Array, TensorPlace
-from engram_cli.rows.source import HITS, ROWS, Span
+from engram_cli.rows.source import HITS, ROWS, SCALES, Span
+from engram_cli.table.grid import half_patched_hint
 
 BUNDLE_NAME = "engram"  # of a bundle's folder in a checkpoint's
 DESCRIPTION, DENSE, CARD = "engram.json", "dense.safetensors", "README.md"
 VOCABULARY = "vocabulary.safetensors"
+PATCHING = "engram-bundle-patching"  # the format of a bundle whose rows are being patched
 SAVED_WITH = "saved_with"  # in a description: the folders of all bundles saved with one model
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 MAX_SMALL_BYTES = 8 * 2**30  # dense weights and the vocabulary, which are read into memory
@@ -52,6 +55,7 @@ class Bundle:
 
     `dense`: per layer and name, float32. `shards` lie in the order of layers, parts and rows. With
     a `reference` they are the chunk files of the table in `table`, or in the files of a checkpoint.
+    `patched`: rows that stand in the place of those in the files (`formats.bundle_patches`).
     """
 
     folder: Path
@@ -60,6 +64,7 @@ class Bundle:
     dense: Mapping[int, Mapping[str, NDArray[np.float32]]] = field(repr=False)
     reference: Reference | None = None
     table: Path | None = None
+    patched: Mapping[int, LayerPatch] = field(default_factory=dict, repr=False)
 
     @property
     def has_hits(self) -> bool:
@@ -70,7 +75,7 @@ class Bundle:
         """Return the spans of files that hold a part of a layer, ascending. Raises ArtifactError.
 
         The scales of a layer that has one for all rows are one row. They are in no file (()) of a
-        bundle that refers to a checkpoint.
+        bundle that refers to a checkpoint. Rows of `patched` are not those in the files.
         """
         if isinstance(self.reference, CheckpointReference) and part != HITS:
             return self.reference.places(self.folder, layer, part)
@@ -88,8 +93,17 @@ class Bundle:
     def maps(self, layer: int, part: str = ROWS) -> list[Array]:
         """Map a layer's rows, scales or hits privately, one array a shard, ascending.
 
-        The dtype is the physical one: uint16 where the rows are bfloat16. Raises ArtifactError.
+        The dtype is the physical one: uint16 where the rows are bfloat16. Rows of `patched` are in
+        the maps, and never in the files. Raises ArtifactError.
         """
+        maps = self._maps(layer, part)
+        own = self.patched.get(layer) if part in (ROWS, SCALES) else None
+        if own is not None:
+            new = own.rows if part == ROWS else own.row_scales
+            return maps if new is None else _with_rows(maps, own.ids, new)
+        return maps
+
+    def _maps(self, layer: int, part: str) -> list[Array]:
         whole = self.spec.tensor(layer, part)
         if isinstance(self.reference, CheckpointReference):
             held = self.reference.held(layer, part)
@@ -117,6 +131,18 @@ class Bundle:
         """
         maps = self.maps(layer, HITS)
         return maps[0] if len(maps) == 1 else np.concatenate(maps)
+
+
+def _with_rows(maps: list[Array], ids: NDArray[np.int64], new: Array) -> list[Array]:
+    """Write rows [n, ...] at ascending `ids` into private maps, copies of read-only arrays."""
+    found, first = [], 0
+    for each in maps:
+        begin, stop = np.searchsorted(ids, [first, first + len(each)])
+        own = each if each.flags.writeable else each.copy()
+        own[ids[begin:stop] - first] = new[begin:stop].reshape(-1, *each.shape[1:])
+        found.append(own)
+        first += len(each)
+    return found
 
 
 def bundle_folder(path: str | Path, name: str = BUNDLE_NAME) -> Path:
@@ -168,17 +194,18 @@ def saved_with(bundle: Path) -> list[str]:
     return order if known else []
 
 
-def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
+def read_bundle(path: str | Path, *, verify: bool = False, patching: bool = False) -> Bundle:
     """Open the bundle in the folder `path`.
 
     Checked: the description, every file's name and size, the digests of the dense weights and the
     vocabulary, the shards' headers; with `verify` the shards' digests too, which reads them all; of
-    what it refers to, what `check` of the reference says. Raises InputError when there is no bundle
-    or what it refers to is missing, ArtifactError for damage or a newer version, MismatchError for
-    another table, and for a checkpoint that was changed.
+    what it refers to, what `check` of the reference says. `patching`: a half-patched one too.
+    Raises InputError when there is no bundle or what it refers to is missing, IncompleteError for a
+    half-patched one, ArtifactError for damage or a newer version, MismatchError for another table,
+    and for a checkpoint that was changed.
     """
     folder = readable_path(path)
-    document = read_description(folder)
+    document = read_description(folder, patching=patching)
     files = ListedFiles(folder, document)
     try:
         spec, shards, reference = parse(document, _lookup(files))
@@ -220,8 +247,11 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     )
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """Return the JSON of `engram.json`. Raises InputError where there is none, ArtifactError."""
+def read_description(folder: Path, *, patching: bool = False) -> dict[str, Any]:
+    """Return the JSON of `engram.json`; with `patching` also of a half-patched bundle.
+
+    Raises InputError where there is none, IncompleteError, ArtifactError.
+    """
     path = folder / DESCRIPTION
     try:
         size = path.stat().st_size
@@ -230,8 +260,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     if size > MAX_DESCRIPTION_BYTES:
         raise ArtifactError(f"{path} has {size} bytes, too many for a description", REMAKE)
     document = read_json(path, "a bundle's description")
-    version = document.get("version")
-    if document.get("format") != FORMAT or type(version) is not int:
+    version, form = document.get("version"), document.get("format")
+    if form == PATCHING and not patching:
+        raise IncompleteError(f"{folder} is half-patched", half_patched_hint(folder))
+    if form not in (FORMAT, PATCHING) or type(version) is not int:
         raise ArtifactError(f"{path} does not describe a bundle", REMAKE)
     if version > VERSION:
         raise ArtifactError(f"{path} has version {version}, newer than {VERSION}", "upgrade engram")

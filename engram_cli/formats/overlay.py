@@ -60,6 +60,12 @@ class Overlay(FileRows):
         array = self._spaced(begin, step, np.dtype(dtype), ())
         return np.concatenate([numbers for _, numbers in array.chunks()])
 
+    def stored_rows(self) -> NDArray[np.uint8]:
+        """Return the rows as stored: uint8[n, bytes of a row]. Raises as `row_numbers`."""
+        begin, step = self.values
+        array = self._spaced(begin, step, np.dtype("u1"), (self.row_bytes,))
+        return np.concatenate([rows for _, rows in array.chunks()])
+
     def pieces(self) -> Iterator[NDArray[np.float32] | None]:
         """Yield the values float32[n, width] in pieces; None where their type is not decoded."""
         begin, step = self.values

@@ -40,11 +40,11 @@ from engram_cli.rows.source import ROWS, SCALES, RowSource
 from engram_cli.rows.stored_as import PIECE_BYTES, layer_scale, sampled_digest, stored_reader
 from engram_cli.table.build import free_bytes
 
-_WRITTEN_BY = "engram-tables"
-_GGML = {name: number for number, (name, _, _) in GGML_TYPES.items()}
+WRITTEN_BY = "engram-tables"
+GGML_NUMBERS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 # Rows with scales of their own are bytes to ggml, as in a GGUF file of V4.1 with rows of 264.
-_BYTES = ("fp8_e8m0", "e8m0_e4m3")
-_PLAIN = ("float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k")
+BYTES = ("fp8_e8m0", "e8m0_e4m3")
+PLAIN = ("float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k")
 _CLOSE = 16  # rows that are read for one that is wanted
 _SCANNED = 2**18  # values compared at a time
 
@@ -77,7 +77,7 @@ def _write(kind: str, source: RowSource, out: Path, options: WriteOptions) -> Wr
     if out.suffix != f".{kind}":
         raise InputError(f"{out.name} does not end in .{kind}", "give another --out")
     if isinstance(source, Overlay):
-        return copy_overlay(kind, source, out, options, (_KINDS[kind], _REPLACED[kind]))
+        return copy_overlay(kind, source, out, options, (OVERLAY_KINDS[kind], REPLACED_KINDS[kind]))
     layer = _require_layer(source)
     with tempfile.TemporaryFile() as listed:
         base = None if options.patch is None else _base(source, layer, options)
@@ -95,14 +95,14 @@ def _write(kind: str, source: RowSource, out: Path, options: WriteOptions) -> Wr
         if options.check:
             return done
         prepare_output(
-            out, _REPLACED[kind], force=options.force, inputs=(source.path, options.patch)
+            out, REPLACED_KINDS[kind], force=options.force, inputs=(source.path, options.patch)
         )
         if size > free_bytes(out):
             raise InputError(f"{out} needs {size:,} bytes", "free some, or write to another disk")
         chunks = partial(_chunks, kind, edits, head, row_bytes)
         options.progress.start("rows into an overlay", size, "bytes")
         with (
-            new_file(out, _KINDS[kind], force=options.force and kind != "pleo") as part,
+            new_file(out, OVERLAY_KINDS[kind], force=options.force and kind != "pleo") as part,
             output_errors(out),
         ):
             with part.open("wb") as file:
@@ -235,11 +235,11 @@ def _header(kind: str, edits: _Edits, base: RowSource | None) -> tuple[bytes, in
         return PLEO_HEADER.pack(b"PLEO", edits.count, dim), 4 * dim
     dtype = source.dtype or ""
     row_bytes = DTYPES.load(dtype).row_bytes(dim)
-    width = row_bytes if dtype in _BYTES else dim
-    number = _GGML["int8" if dtype in _BYTES else dtype]
+    width = row_bytes if dtype in BYTES else dim
+    number = GGML_NUMBERS["int8" if dtype in BYTES else dtype]
     about: dict[str, Any] = {
         "format": MANIFEST,
-        "written_by": _WRITTEN_BY,
+        "written_by": WRITTEN_BY,
         "scheme": source.layout.scheme,
         "layer": edits.layer,
         "rows": source.layout.layer(edits.layer).rows,
@@ -249,7 +249,7 @@ def _header(kind: str, edits: _Edits, base: RowSource | None) -> tuple[bytes, in
         else {"format": base.format, "digest": base.digest or sampled_digest(base)},
     }
     manifest = json.dumps(about, sort_keys=True).encode()
-    name = _tensor_name(source, edits.layer).encode()
+    name = tensor_name(source, edits.layer).encode()
     return (
         PLEPATCH_HEADER.pack(
             b"PLEOVLY1", VERSION, number, width, row_bytes, edits.count, len(manifest), name
@@ -259,7 +259,7 @@ def _header(kind: str, edits: _Edits, base: RowSource | None) -> tuple[bytes, in
     )
 
 
-def _tensor_name(source: RowSource, layer: int) -> str:
+def tensor_name(source: RowSource, layer: int) -> str:
     """Return what GGUF files call the tensor of a layer's rows."""
     if source.layout.scheme == "qwen-ple":
         return "per_layer_token_embd.weight"
@@ -338,17 +338,17 @@ def _listing(path: Path) -> Listing | None:
     except EngramError:
         return None
     manifest = overlay.manifest if isinstance(overlay, Overlay) else None
-    return Listing() if (manifest or {}).get("written_by") == _WRITTEN_BY else None
+    return Listing() if (manifest or {}).get("written_by") == WRITTEN_BY else None
 
 
-_KINDS = {
+OVERLAY_KINDS = {
     kind: Kind(name=f".{kind}", listing=listing, folder=False)
     for kind, listing in (("pleo", _is_pleo), ("plepatch", _listing))
 }
 # A .pleo has no place for a mark, so that --force never replaces one.
-_REPLACED = {
+REPLACED_KINDS = {
     "pleo": Kind(name=".pleo that says who wrote it", listing=lambda _: None, folder=False),
-    "plepatch": _KINDS["plepatch"],
+    "plepatch": OVERLAY_KINDS["plepatch"],
 }
 PLEO = Target(write=partial(_write, "pleo"), part_of_rows=True)
-PLEPATCH = Target(write=partial(_write, "plepatch"), dtypes=(*_PLAIN, *_BYTES), part_of_rows=True)
+PLEPATCH = Target(write=partial(_write, "plepatch"), dtypes=(*PLAIN, *BYTES), part_of_rows=True)

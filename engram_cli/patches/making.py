@@ -31,20 +31,27 @@ def make_patch(
     InputError for rows that the base has not, that are named twice, or whose values are not finite
     when they are stored; ArtifactError for a base that cannot be read.
     """
-    row_type, dim = _row_type(base), base.dim or 0
-    layers = {}
-    for layer, (given, values) in changed.items():
-        ids = np.asarray(given)
-        if ids.ndim != 1 or values.shape != (len(ids), dim):
-            raise InputError(
-                f"{ids.shape} row numbers and values {values.shape} for layer {layer}",
-                f"give ids [n] and values float32 [n, {dim}]",
-            )
-        order = np.argsort(ids, kind="stable")
-        chosen = np.ascontiguousarray(values[order], dtype=np.float32)
-        rows, scales = _encoded(row_type, base, layer, chosen)
-        layers[layer] = LayerPatch(ids=ids[order].astype(np.int64), rows=rows, scales=scales)
+    layers = {layer: encoded_rows(base, layer, *each) for layer, each in changed.items()}
     return stored_patch(base, layers, description=description, facts=facts)
+
+
+def encoded_rows(
+    base: RowSource, layer: int, ids: ArrayLike, values: NDArray[np.float32]
+) -> LayerPatch:
+    """Return rows `ids` [n], in any order, with values float32[n, dim], as `base` stores them.
+
+    Raises InputError for other shapes, and for a dtype that is read only.
+    """
+    row_type, dim, given = _row_type(base), base.dim or 0, np.asarray(ids)
+    if given.ndim != 1 or values.shape != (len(given), dim):
+        raise InputError(
+            f"{given.shape} row numbers and values {values.shape} for layer {layer}",
+            f"give ids [n] and values float32 [n, {dim}]",
+        )
+    order = np.argsort(given, kind="stable")
+    chosen = np.ascontiguousarray(values[order], dtype=np.float32)
+    rows, scales = _encoded(row_type, base, layer, chosen)
+    return LayerPatch(ids=given[order].astype(np.int64), rows=rows, scales=scales)
 
 
 def stored_patch(

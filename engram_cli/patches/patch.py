@@ -9,20 +9,39 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import canonical_json
-from engram_cli.hashing.layout import short
+from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import RowType
-from engram_cli.rows.source import SCALES, RowSource
 
 MAX_DIM = 2**20
 _PIECE_BYTES = 2**24
+
+
+class HoldsRows(Protocol):
+    """What a patch is applied to, a `RowSource` for example (`rows.source`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def layout(self) -> HashLayout: ...
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def dim(self) -> int | None: ...
+    @property
+    def dtype(self) -> str | None: ...
+    @property
+    def digest(self) -> str | None: ...
+    def stored(self, layer: int, ids: ArrayLike) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Return the rows [n, width] at `ids` [n] as stored, and their scales."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,19 +120,19 @@ class Patch:
                     digest.update(np.ascontiguousarray(part[first : first + step]).data)
         return f"sha256:{digest.hexdigest()}"
 
-    def require_sound(self) -> None:
+    def require_sound(self, *, finite: bool = True) -> None:
         """Raise InputError unless shapes, dtypes, order of the rows and values are as they must be.
 
-        Values that are not finite are refused: one of them spoils every output that reads it.
+        With `finite`, other values are refused: one of them spoils every output that reads it.
         """
         if not 1 <= self.dim <= MAX_DIM or self.dtype not in DTYPES:
             raise InputError(f"a patch of {self.dim} x {self.dtype}", "name the base's dtype")
         for layer, own in self.layers.items():
-            problem = self._problem(own)
+            problem = self._problem(own, finite)
             if problem is not None:
                 raise InputError(f"layer {layer} of the patch: {problem}", "make the patch again")
 
-    def _problem(self, own: LayerPatch) -> str | None:
+    def _problem(self, own: LayerPatch, finite: bool) -> str | None:
         row_type, count = self.row_type, len(own.ids)
         scaling = row_type.scaling
         if own.ids.dtype != np.int64 or own.ids.ndim != 1 or not count:
@@ -137,6 +156,8 @@ class Patch:
             if int(ids[0]) <= last or (np.diff(ids) <= 0).any():
                 return "row numbers are below 0, not ascending, or named twice"
             last = int(ids[-1])
+            if not finite:
+                continue
             piece = slice(first, first + step)
             scales = own.scales if own.row_scales is None else own.row_scales[piece]
             bad = not_finite(row_type, own.rows[piece], scales)
@@ -144,7 +165,7 @@ class Patch:
                 return f"row {ids[int(bad.argmax())]:,} has a value that is not finite"
         return None
 
-    def require_fits(self, base: RowSource) -> None:
+    def require_fits(self, base: HoldsRows) -> None:
         """Raise MismatchError unless the rows are rows of `base`: layout, dtype, dim, layer scale.
 
         Whether it is the base that the patch was made for is not looked at.
@@ -176,8 +197,8 @@ class Patch:
                     f"make {where}",
                 )
             if own.scales is not None and own.row_scales is None:
-                scale = base.lines(layer, SCALES, 0, 1)
-                if scale.tobytes() != own.scales.tobytes():
+                scale = base.stored(layer, own.ids[:1])[1]
+                if scale is not None and scale.tobytes() != own.scales.tobytes():
                     raise MismatchError(
                         f"the rows of the patch have the scale {own.scales[0]:g} of layer {layer}, "
                         f"those of {base.path} {scale[0]:g}",

@@ -47,6 +47,12 @@ def write_patch(path: Path, patch: Patch, *, force: bool = False) -> None:
     With `force` it replaces a patch. Raises InputError for a patch that is not sound, OutputError.
     """
     patch.require_sound()
+    with new_file(path, PATCH, force=force) as part, output_errors(path):
+        write_stored(part, patch)
+
+
+def write_stored(path: Path, patch: Patch) -> None:
+    """Write a patch to `path`, whatever is there and whatever its values are. Raises OSError."""
     about = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -58,8 +64,7 @@ def write_patch(path: Path, patch: Patch, *, force: bool = False) -> None:
     # Wide items first, so that each tensor is aligned to its items.
     tensors.sort(key=lambda each: (-each[1].itemsize, each[0].name))
     specs, data = zip(*tensors, strict=True) if tensors else ((), ())
-    with new_file(path, PATCH, force=force) as part, output_errors(path):
-        write_tensors(part, specs, data, metadata=dict(sorted(about.items())))
+    write_tensors(path, specs, data, metadata=dict(sorted(about.items())))
 
 
 def _tensors(
@@ -83,7 +88,15 @@ def read_patch(path: str | Path) -> Patch:
     used. Raises InputError where there is none, ArtifactError for one that is damaged or newer,
     SourceError for what cannot be downloaded.
     """
-    file = patch_path(path)
+    return _read(patch_path(path), finite=True)
+
+
+def read_stored(file: Path) -> Patch:
+    """Open a file of rows that need not be finite: those of a base. Raises as `read_patch`."""
+    return _read(file, finite=False)
+
+
+def _read(file: Path, *, finite: bool) -> Patch:
     try:
         with file.open("rb") as opened:
             places = open_tensors(opened, str(file))
@@ -97,7 +110,7 @@ def read_patch(path: str | Path) -> Patch:
         raise ArtifactError(f"{file} has version {str(version)[:20]}", "upgrade engram")
     try:
         patch = _patch(file, about, places)
-        patch.require_sound()
+        patch.require_sound(finite=finite)
     except _Odd as odd:
         raise ArtifactError(f"{file} is damaged: {odd}", AGAIN) from None
     except InputError as error:

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.patches.patch import LayerPatch
-from engram_cli.rows.source import RowSource
+from engram_cli.patches.patch import HoldsRows, LayerPatch
 
 
-def read_rows(base: RowSource, layer: int, ids: NDArray[np.int64]) -> LayerPatch:
+def read_rows(base: HoldsRows, layer: int, ids: NDArray[np.int64]) -> LayerPatch:
     """Return the rows of a base at `ids` as stored. Raises InputError, ArtifactError."""
     rows, scales = base.stored(layer, ids)
     return LayerPatch(ids=ids, rows=rows, scales=scales)
@@ -33,7 +32,8 @@ def rows_differ(one: LayerPatch, two: LayerPatch) -> NDArray[np.bool_]:
 
 def as_bytes(part: NDArray[Any]) -> NDArray[np.uint8]:
     """Return rows or scales [n, width] as uint8[n, bytes]."""
-    return np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1)
+    width = part.dtype.itemsize * part.shape[1]
+    return np.ascontiguousarray(part).view(np.uint8).reshape(len(part), width)
 
 
 def replaced_digest(layers: Mapping[int, LayerPatch]) -> str:

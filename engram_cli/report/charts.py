@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from engram_cli.charts import Axis, Bar, BarChart, Chart, Curve, LineChart
 from engram_cli.report.markup import Html, hue, tag
-from engram_cli.view import Axis, Bar, BarChart, Cell, Chart, Column, Curve, LineChart, Table
+from engram_cli.view import Cell, Column, Table
 
 _PLAIN = 7  # the colour of keys that hold for several colours
 _BARS_HEIGHT = 290  # pixels

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
+from engram_cli.charts import Chart
 from engram_cli.report.charts import legend, numbers_of
 from engram_cli.report.markup import Html, hue, join, ngram, tag, unbroken, visible
-from engram_cli.view import (
-    Cell,
-    Chart,
-    Column,
-    Matrix,
-    Part,
-    Row,
-    Shades,
-    Summary,
-    Table,
-    Tiles,
-)
+from engram_cli.view import Cell, Column, Matrix, Part, Row, Shades, Summary, Table, Tiles
 
 _SHADES = 10  # the page's classes k0 to k10
 _DENSE = 10  # columns of a table with less room between them

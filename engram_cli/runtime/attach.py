@@ -28,7 +28,9 @@ from engram_cli.formats.bundle import (
     read_bundle,
     saved_bundles,
 )
+from engram_cli.formats.bundle_patches import patched_bundle
 from engram_cli.formats.checkpoint_reference import CheckpointReference
+from engram_cli.patches import Patch
 from engram_cli.runtime import loading
 from engram_cli.runtime.carried import (
     NAME,
@@ -71,6 +73,8 @@ def attach(
     force: bool = False,
     tokenizer: str | Path | None = None,
     fit: Iterable[ArrayLike] | None = None,
+    patches: Sequence[str | Path | Patch] = (),
+    any_base: bool = False,
 ) -> Memory:
     """Attach a bundle to `model`, which from then on carries it as `model.engram`.
 
@@ -92,14 +96,22 @@ def attach(
     processes of the default group, each with its part (docs/reference/training.md); their gradients
     are sparse. `verify` checks every byte of the bundle. `force` adds it to a model that has Engram
     layers of its own. A fresh bundle changes no output; `fit`, documents of token ids, has the
-    gates fitted to them at once, which runs the model for minutes (`fitting.fit`). Raises
-    RuntimeAttachError when the model is not one the bundle was made for, has a smaller vocabulary
-    than its tokenizer, has Engram layers, or carries a memory of this name already; InputError for
-    rows that do not fit.
+    gates fitted to them at once, which runs the model for minutes (`fitting.fit`). `patches`: rows
+    that stand in the place of the bundle's, which is not changed; of a row that several have, the
+    last one wins. `any_base` takes patches that were made for another base. Raises MismatchError
+    for a patch that does not fit, and RuntimeAttachError when the model is not one the bundle was
+    made for, has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of
+    this name already; InputError for rows that do not fit.
     """
     attached: list[Memory] = []
+    wanted = _wanted(bundle_dir, name)
+    if patches and len(wanted) > 1:
+        raise InputError(
+            f"{bundle_dir} has several memories, and patches are for one of them",
+            f"name the one to attach with name=: {', '.join(wanted)}",
+        )
     try:
-        for attribute, folder in _wanted(bundle_dir, name).items():
+        for attribute, folder in wanted.items():
             made = _attach_one(
                 model,
                 folder,
@@ -112,6 +124,8 @@ def attach(
                 rows_device=rows_device,
                 placement=placement,
                 force=force,
+                patches=patches,
+                any_base=any_base,
             )
             attached.append(made)
         if fit is not None:
@@ -153,10 +167,15 @@ def _attach_one(
     rows_device: torch.device | str | None,
     placement: str,
     force: bool,
+    patches: Sequence[str | Path | Patch],
+    any_base: bool,
 ) -> Memory:
     """Attach one bundle as `model.ATTRIBUTE`. Raises what `attach` does."""
     decoder = find_decoder(model, layers)
     bundle, notes = _open(model, decoder, folder, tokenizer, verify)
+    if patches:
+        bundle, stack = patched_bundle(bundle, patches, any_base=any_base)
+        notes += tuple(stack.lines())
     spec, vocabulary = bundle.spec, _vocabulary_size(model)
     _check(model, decoder, bundle, attribute)
     if not force:

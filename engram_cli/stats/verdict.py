@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from engram_cli.charts import grouped
 from engram_cli.numbers import mean
 from engram_cli.stats.statistic import Results
 from engram_cli.stats.statistics.clean_heads import CLEAN_HEADS
@@ -19,7 +20,6 @@ from engram_cli.stats.statistics.growth_view import GROWTH
 from engram_cli.stats.statistics.locality import LOCALITY, HotRows
 from engram_cli.stats.statistics.orders import ORDERS
 from engram_cli.stats.statistics.row_hits import ROW_HITS, RowHits
-from engram_cli.view import grouped
 
 TARGETS = (0.5, 0.1)  # shares of look-ups that meet a shared row
 CACHES = (0.01, 0.1)  # shares of the rows that a cache keeps

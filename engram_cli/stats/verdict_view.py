@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from engram_cli.charts import Axis, Curve, LineChart, Mark, order_curve, share_axis
 from engram_cli.numbers import brief, count, counted, percent
 from engram_cli.stats.statistic import Results
 from engram_cli.stats.verdict import Caught, Target, Verdict, verdict_of
-from engram_cli.view import (
-    Axis,
-    Column,
-    Curve,
-    LineChart,
-    Mark,
-    Summary,
-    Table,
-    View,
-    order_curve,
-    share_axis,
-)
+from engram_cli.view import Column, Summary, Table, View
 
 NAME = "verdict"
 _KEEP = ("engram build-table", "this size, with the row hits that were counted")

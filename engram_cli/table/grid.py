@@ -22,7 +22,8 @@ HITS_TYPE: np.dtype[Any] = np.dtype("<u4")
 LOOKUP_TYPE: np.dtype[Any] = np.dtype("<i4")
 PROJECTION_TYPE: np.dtype[Any] = np.dtype("<f4")
 LOOKUP = "lookup"
-_NOT_CONTENT = ("digest", "complete", "tool_version")
+SUMS, DOCUMENTS = "sums", "sums/documents"  # of tables that keep sums for updates
+_NOT_CONTENT = ("digest", "complete", "tool_version", "patching")
 DAMAGED = "see what is wrong with engram verify, then build the table again"
 
 
@@ -162,3 +163,8 @@ def content_digest(attributes: Mapping[str, Any]) -> str:
     """Return the digest that names a table: of all attributes that decide its content."""
     content = {key: value for key, value in attributes.items() if key not in _NOT_CONTENT}
     return sha256_bytes(b"engram table 1\n", canonical_json(content))
+
+
+def half_patched_hint(path: Path) -> str:
+    """Return what to do with an artifact whose rows were being patched, which was interrupted."""
+    return f"run the same engram patch command again, or: engram patch undo {path}"

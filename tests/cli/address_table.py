@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from engram_cli.cli.app import app
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where it is run as a program
+from all_commands import callbacks
+
 from engram_cli.commands.requests.options import Option, declared
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "sources.md"
@@ -25,8 +26,7 @@ def table() -> str:
     """Return the table: a row for each command, and its arguments by how they are read."""
     columns = ("read in ranges", "read as a stream", "copied", "written", "--revision is of")
     lines = [f"| command | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
-    for registered in app.registered_commands:
-        callback: Any = registered.callback
+    for name, callback in callbacks().items():
         found: dict[str, list[str]] = {"ranges": [], "stream": [], "copy": [], "writes": []}
         revised = ""
         typed = {each.name: _typed(each.name, each.option) for each in declared(callback.request)}
@@ -39,7 +39,7 @@ def table() -> str:
                 revised = typed[each.option.revises]
         if any(found.values()):
             cells = [", ".join(own) for own in found.values()]
-            lines.append(f"| `{registered.name}` | {' | '.join((*cells, revised))} |")
+            lines.append(f"| `{name}` | {' | '.join((*cells, revised))} |")
     return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import typer.main
+from all_commands import callbacks, clicked
 from cli.conftest import Engram
 
-from engram_cli.cli.app import app
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.requests.options import declared
 from engram_cli.corpus.base import CorpusOptions
@@ -24,24 +23,24 @@ from engram_cli.table.store import open_table
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.parquet import VOCABULARY, read_vocab
 
-COMMANDS: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: Any = clicked()
 
 
 def path_parameters() -> Iterator[tuple[str, str, bool]]:
     """Every parameter of every command that is a path: command, how it is typed, an argument?"""
-    for registered in app.registered_commands:
-        hints = get_type_hints(registered.callback)
-        for parameter in COMMANDS[registered.name].params:
+    for command, callback in callbacks().items():
+        hints = get_type_hints(callback)
+        for parameter in COMMANDS[command].params:
             if "Path" in str(hints.get(parameter.name)):
                 is_argument = parameter.param_type_name == "argument"
                 typed = parameter.name if is_argument else max(parameter.opts, key=len)
-                yield str(registered.name), str(typed), is_argument
+                yield command, str(typed), is_argument
 
 
 OPTIONS = {
-    (str(registered.name), each.name if each.option.argument else f"--{each.name}"): each.option
-    for registered in app.registered_commands
-    for each in declared(registered.callback.request)  # type: ignore[union-attr]
+    (command, each.name if each.option.argument else f"--{each.name}"): each.option
+    for command, callback in callbacks().items()
+    for each in declared(callback.request)
 }
 REMOTE = {name for name, option in OPTIONS.items() if option.reads or option.writes}
 PARAMETERS = [each for each in path_parameters() if each[:2] not in REMOTE]
@@ -53,11 +52,15 @@ def test_there_are_as_many_as_there_were() -> None:
 
 
 def test_what_is_not_behind_an_address_is_written_or_a_folder() -> None:
-    """All that is read is read from anywhere; only outputs and working folders are here."""
-    typed = {name.lstrip("-") for _, name, _ in PARAMETERS}
-    assert typed == {"workspace", "report", "vectors", "out", "into", "folder"}
+    """All that is read is read from anywhere; only outputs, working folders and what is changed in
+    place are here."""
+    typed = {name.lstrip("-") for command, name, _ in PARAMETERS if command != "update"}
+    assert typed == {"workspace", "report", "vectors", "out", "into", "folder", "path", "patch"}
     commands = {command for command, name, _ in PARAMETERS if name == "--out"}
-    assert commands == {"golden", "plan", "report", "train"}
+    assert commands == {"golden", "plan", "report", "train", "update", "patch apply", "patch stack"}
+    # Rows are replaced in the files of this machine.
+    changed = {command for command, name, _ in PARAMETERS if name == "path"}
+    assert changed == {"patch apply", "patch list", "patch undo"}
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/key", "hf://datasets/a/b", "hf:a/b"])
@@ -75,7 +78,7 @@ def test_every_path_of_every_command(
         arguments.append(address)
     if not is_argument:
         arguments += [typed, address]
-    done = engram(command, *arguments)
+    done = engram(*command.split(), *arguments)
     assert done.code == 2
     assert f"{typed.lstrip('-')} {address} is an address" in done.error_line
     assert list(engram.folder.iterdir()) == []

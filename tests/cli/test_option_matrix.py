@@ -6,22 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
+from all_commands import callbacks, clicked
 
-from engram_cli.cli.app import app
 from engram_cli.commands.requests.options import declared
 
-COMMANDS: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: Any = clicked()
+PATCHING = [name for name in COMMANDS if name.startswith("patch ")]
 NAMES = sorted(COMMANDS)
 # Where an option is not, and why.
 WITHOUT = {
-    "--workspace": {"demo": "its argument is the folder"},
+    "--workspace": {"demo": "its argument is the folder"}
+    | dict.fromkeys(PATCHING, "its arguments are the files"),
     "--force": {
         "demo": "replaces its own folder",
         "doctor": "writes nothing",
         "train": "a run is resumed, or goes to another folder",
         "verify": "writes nothing",
         "explore": "writes nothing",
+        "patch list": "writes nothing",
+        "patch show": "writes nothing",
+        "patch undo": "writes no output",
     },
     "--tokenizer": {
         "compress-vocab": "its argument is the tokenizer",
@@ -29,6 +33,9 @@ WITHOUT = {
         "doctor": "reads no text",
         "plan": "reads no text",
         "report": "reads no text",
+        "patch apply": "reads tables and bundles alone",
+        "patch list": "reads tables and bundles alone",
+        "patch undo": "reads tables and bundles alone",
     },
     "--dry-run": {
         name: "writes no rows"
@@ -53,8 +60,7 @@ def test_every_command_has_them(command: str) -> None:
 def test_what_goes_with_what(command: str) -> None:
     """A repository has a revision, an output --force, a short name everywhere where it is long."""
     found = options(command)
-    callback = next(each.callback for each in app.registered_commands if each.name == command)
-    request: Any = callback.request  # type: ignore[union-attr]
+    request: Any = callbacks()[command].request
     read = [each for each in declared(request) if each.option.reads in ("ranges", "copy")]
     if any(each.option.argument and each.type in (Path, Path | None) for each in read):
         assert "--revision" in found
@@ -66,14 +72,13 @@ def test_what_goes_with_what(command: str) -> None:
 
 def test_one_name_has_one_kind_of_value() -> None:
     kinds: dict[str, set[str]] = {}
-    for registered in app.registered_commands:
-        request: Any = registered.callback.request  # type: ignore[union-attr]
-        for each in declared(request):
+    for callback in callbacks().values():
+        for each in declared(callback.request):
             if not each.option.argument:
                 kind = str(each.type).replace(" | None", "").replace("<class '", "").rstrip("'>")
                 kinds.setdefault(each.name, set()).add(kind)
     several = {name for name, found in kinds.items() if len(found) > 1}
     # Rows are read, converted or trained; a check asks, or names a file to compare with; an adapter
-    # is evaluated by its folder, and trained by its rank; a disk has a size, or is looked at. The
-    # other two are one kind.
-    assert several == {"rows", "check", "lora", "disk", "workspace", "corpus"}
+    # is evaluated by its folder, and trained by its rank; a disk has a size, or is looked at; rows
+    # go to a format, and counts to a folder. The other two are one kind.
+    assert several == {"rows", "check", "lora", "disk", "to", "workspace", "corpus"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any, get_args
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from engram_cli.cli.app import app
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where it is run as a program
+from all_commands import callbacks
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference" / "commands"
 NOTE = "<!-- Written by `python tests/docs/command_reference.py`; do not edit. -->"
@@ -37,7 +39,12 @@ class Parameter:
 
 def commands() -> dict[str, Any]:
     """Return the function of each command by the command's name, in the order of the help."""
-    return {str(each.name): each.callback for each in app.registered_commands}
+    return callbacks()
+
+
+def file_of(name: str) -> str:
+    """Return the name of a command's page."""
+    return f"{name.replace(' ', '-')}.md"
 
 
 def parameters(callback: Any) -> Iterator[Parameter]:
@@ -122,7 +129,7 @@ def index() -> str:
     lines += ["| command | what it does |", "| --- | --- |"]
     for name, callback in commands().items():
         first = inspect.cleandoc(callback.__doc__ or "").splitlines()[0]
-        lines += [f"| [{name}]({name}.md) | {first} |"]
+        lines += [f"| [{name}]({file_of(name)}) | {first} |"]
     lines += [
         "",
         "Options that you choose often can stand in engram.toml, and exit codes have a meaning"
@@ -134,7 +141,7 @@ def index() -> str:
 def pages() -> dict[str, str]:
     """Return every page of the reference by its file name."""
     return {"index.md": index()} | {
-        f"{name}.md": page_of(name, callback) for name, callback in commands().items()
+        file_of(name): page_of(name, callback) for name, callback in commands().items()
     }
 
 

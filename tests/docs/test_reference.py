@@ -8,15 +8,13 @@ import re
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
-from docs.command_reference import FOLDER, commands, pages, parameters
-from typer.main import get_command
+from all_commands import clicked
+from docs.command_reference import FOLDER, commands, file_of, pages, parameters
 
 import engram_cli
 from engram_cli import runtime
-from engram_cli.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 API = ROOT / "docs" / "reference" / "api.md"
@@ -31,9 +29,8 @@ def test_the_pages_of_the_commands_are_those_that_the_commands_give() -> None:
 
 @pytest.mark.parametrize("name", commands())
 def test_every_option_of_a_command_is_described(name: str) -> None:
-    command: Any = get_command(app)
-    page = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
-    taken = {each.name: each for each in command.commands[name].params}
+    page = (FOLDER / file_of(name)).read_text(encoding="utf-8")
+    taken = {each.name: each for each in clicked()[name].params}
     described = {flag for each in parameters(commands()[name]) for flag in each.names}
     for each in taken.values():
         options = [flag for flag in each.opts if flag.startswith("-")] + each.secondary_opts

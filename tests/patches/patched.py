@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from table.tables import build, mapped_layout
 
+from engram_cli.commands.artifact import find_artifact
+from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.formats.bundle_writer import write_bundle
+from engram_cli.formats.module_spec import first_values
 from engram_cli.patches import Patch, make_patch
 from engram_cli.rows import DTYPES
+from engram_cli.rows.source import RowSource
 from engram_cli.table.store import TableStore, open_table
 
 DIM = 33  # two blocks, the last of one value
@@ -46,3 +52,57 @@ def same(one: Patch, two: Patch) -> bool:
 
 
 ALL_DTYPES = tuple(DTYPES)
+
+
+def encoded(dtype: str, values: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Rows float32[n, dim] as a dtype stores them, and their scales or the layer's; or None."""
+    row_type = DTYPES.load(dtype)
+    count, dim = values.shape
+    rows = np.empty((count, row_type.width(dim)), dtype=row_type.physical)
+    scales = None
+    if row_type.scaling is not None:
+        scales = np.full(row_type.scaling.shape(count, dim), 0.01).astype(row_type.scaling.dtype)
+    row_type.encode(values, rows, scales)
+    return rows, scales
+
+
+def artifact(path: Path, kind: str, dtype: str) -> Path:
+    """A table, or a bundle of its rows in several files."""
+    if kind == "table":
+        table(path, dtype)
+        return path
+    held = table(path.with_name("source.zarr"), dtype)
+    spec = BundleSpec(
+        layout=held.layout,
+        layers=held.layers,
+        dim=held.dim,
+        dtype=dtype,
+        hidden_size=8,
+        num_layers=4,
+        model_type="llama",
+    )
+    write_bundle(
+        path,
+        spec,
+        held.chunks,
+        lambda layer, zero: first_values(spec.dense_parts, layer=layer, seed=0, zero_rows=zero),
+        scales=lambda layer: held.chunks(layer, "scales"),
+        tool_version="0",
+        shard_bytes=4096 + 60 * spec.row_bytes,
+    )
+    shutil.rmtree(held.path)
+    return path
+
+
+def opened(path: Path) -> RowSource:
+    """An artifact's rows."""
+    return find_artifact(path).open()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

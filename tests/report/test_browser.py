@@ -19,19 +19,9 @@ import pytest
 from report.documents import full_document, page_of, rendered, write
 from report.test_page import HOSTILE, with_texts
 
+from engram_cli.charts import Bar, BarChart, Group, Slot, share_axis
 from engram_cli.report.page import render
-from engram_cli.view import (
-    Bar,
-    BarChart,
-    Group,
-    Page,
-    Shades,
-    Slot,
-    Summary,
-    View,
-    charts_of,
-    share_axis,
-)
+from engram_cli.view import Page, Shades, Summary, View, charts_of
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engram_cli.charts import Bar, BarChart, Group, Slot, share_axis
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.state import State, scalar, take_scalar
 from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
 from engram_cli.stats.totals import Counts
-from engram_cli.view import Bar, BarChart, Group, Slot, Table, View, counts, percents, share_axis
+from engram_cli.view import Table, View, counts, percents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

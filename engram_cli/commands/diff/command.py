@@ -31,6 +31,10 @@ from engram_cli.corpus.encode import EncoderDiffers, check_encoder, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import UNKNOWN_SCHEME, HashLayout, short
+from engram_cli.outputs import prepare_output
+from engram_cli.patches import Patch, write_patch
+from engram_cli.patches.between import patch_between
+from engram_cli.patches.patch_file import PATCH
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.rows import DTYPES
@@ -84,6 +88,14 @@ def diff(request: DiffRequest, progress: Progress = SILENT) -> DiffResult:
     if request.report is not None:
         inputs = (request.before, request.after, request.stats, request.vocab, request.tokenizer)
         check_page(request.report, request.force, option="--report", inputs=inputs)
+    if request.patch is not None:
+        prepare_output(
+            request.patch,
+            PATCH,
+            force=request.force,
+            option="--patch",
+            inputs=(request.before, request.after),
+        )
     begin = time.perf_counter()
     check_encoder(request.encoder)
     opened = _open(request)
@@ -106,12 +118,25 @@ def diff(request: DiffRequest, progress: Progress = SILENT) -> DiffResult:
         compare_seconds=seconds,
         seconds=time.perf_counter() - begin,
         report=request.report,
+        patch=request.patch,
     )
+    if request.patch is not None:
+        write_patch(request.patch, _patch(opened, layers, progress), force=request.force)
     if request.report is not None:
         from engram_cli.commands.diff.page import write_diff
 
         write_diff(result, request.report, force=request.force)
     return result
+
+
+def _patch(opened: _Opened, layers: list[LayerChanges], progress: Progress) -> Patch:
+    before, after = opened.rows
+    changed = {
+        layer.entry.layer: np.flatnonzero(layer.levels >= LEAST).astype(np.int64)
+        for layer in layers
+    }
+    name = f"{opened.found[1].path.name} instead of {opened.found[0].path.name}"
+    return patch_between(before, after, changed, description=name, progress=progress)
 
 
 def _open(request: DiffRequest) -> _Opened:

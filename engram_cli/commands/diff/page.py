@@ -7,22 +7,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from engram_cli.charts import Curve, LineChart, order_name, share_axis
 from engram_cli.commands.diff.result import DiffResult, OrderNgrams, Side
 from engram_cli.numbers import count, counted, percent
 from engram_cli.report.page import write_page
-from engram_cli.view import (
-    Cell,
-    Column,
-    Curve,
-    Estimate,
-    LineChart,
-    Page,
-    Summary,
-    Table,
-    View,
-    order_name,
-    share_axis,
-)
+from engram_cli.view import Cell, Column, Estimate, Page, Summary, Table, View
 
 _CONCENTRATED = 0.1  # of the changed rows: where fewer have half of the change
 _NOTED_CHANCE = 1e-9  # above it, a corpus may have n-grams on changed rows by chance

@@ -132,6 +132,7 @@ class DiffResult:
     compare_seconds: float
     seconds: float
     report: Path | None = None
+    patch: Path | None = None
 
     @property
     def same(self) -> bool:

@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.charts import order_name
 from engram_cli.commands.lookup.rows import window_ngrams
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.hashing.hasher import Window as Hashed
@@ -23,7 +24,6 @@ from engram_cli.runtime.evaluation.sums import Partition
 from engram_cli.runtime.evaluation.windows import Window
 from engram_cli.stats.sampling.distinct import NgramSample, hash_ngrams
 from engram_cli.stats.sampling.known import HitsAt, certain_places
-from engram_cli.view import order_name
 
 ABSENT, ALONE, MOSTLY_ALONE, SHARED = range(4)
 SHARING = (

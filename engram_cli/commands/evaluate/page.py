@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from engram_cli.charts import Axis, Curve, LineChart
 from engram_cli.commands.evaluate.parts import FREQUENCY, POSITION
 from engram_cli.commands.evaluate.passages import BEGINNING, HELPS, HURTS
 from engram_cli.commands.evaluate.result import (
@@ -19,12 +20,9 @@ from engram_cli.commands.evaluate.result import (
 from engram_cli.numbers import count
 from engram_cli.report.page import write_page
 from engram_cli.view import (
-    Axis,
     Cell,
     Column,
-    Curve,
     Estimate,
-    LineChart,
     Page,
     Part,
     Row,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from engram_cli.charts import order_name
 from engram_cli.commands.evaluate.known_ngrams import BEFORE, CONTINUED, order_partition
 from engram_cli.commands.evaluate.result import Breakdown, Difference, TextPart, TokenChange
 from engram_cli.numbers import count
 from engram_cli.runtime.evaluation.sums import UNIT, LossSums, Partition, PartLoss
-from engram_cli.view import order_name
 
 POSITION, FREQUENCY = "position", "frequency"
 _POSITIONS = (1, 16, 64, 256, 1024, 4096, 16384)  # tokens of context where bands begin

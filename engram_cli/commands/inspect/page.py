@@ -9,32 +9,34 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engram_cli.charts import (
+    Axis,
+    Bar,
+    BarChart,
+    Group,
+    LineChart,
+    Slot,
+    by_head,
+    order_curve,
+    order_name,
+    share_axis,
+)
 from engram_cli.commands.checks_view import checks_view, layers_view
 from engram_cli.commands.inspect.result import InspectResult, NormBins
 from engram_cli.numbers import count, counted, percent
 from engram_cli.report.page import write_page
 from engram_cli.view import (
-    Axis,
-    Bar,
-    BarChart,
     Cell,
     Column,
     Estimate,
-    Group,
-    LineChart,
     Ngram,
     Page,
-    Slot,
     Summary,
     Table,
     View,
-    by_head,
     by_layer,
     counts,
-    order_curve,
-    order_name,
     percents,
-    share_axis,
 )
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ class DiffRequest(CorpusFields):
     `stats` None: those next to `before` or `after`, unless there are `sources`: a corpus to read.
     `at_least`: the norm of a difference from which a row counts for the n-grams, None for those
     that stand out. `ngrams`: listed of each order. `report`: an HTML page to write, None for none.
+    `patch`: a patch of the artifact before to write, which has what changed.
     """
 
     RULES = (
@@ -86,6 +87,10 @@ class DiffRequest(CorpusFields):
     report: Annotated[
         Path | None,
         Option("Also write the results as one HTML page that opens offline: diff.html"),
+    ] = None
+    patch: Annotated[
+        Path | None,
+        Option("Also write what changed as a patch of BEFORE: changes.patch.safetensors"),
     ] = None
     threads: Threads = None
     force: Force = False

@@ -29,7 +29,7 @@ from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.rows.source import Span
 from engram_cli.runtime.tiers import renew_in_children
-from engram_cli.runtime.tiers.records import READ_HINT, read_rows, record_layout
+from engram_cli.runtime.tiers.records import READ_HINT, patched_records, read_rows, record_layout
 from engram_cli.runtime.tiers.row_cache import RowCache
 
 WINDOW = 128  # reads announced ahead
@@ -234,6 +234,7 @@ class DiskRows:
         self.cache = RowCache(self.record_bytes, cache_bytes - held)
         self._piece = max(1, min(_PIECE_ROWS, _PIECE_BYTES // self.record_bytes))
         self._threads = threads
+        self._patched = patched_records(bundle, layer)
         self._start()
         names = ("rows", "bytes", "hits", "seconds", "reads")
         self._sums: dict[str, int | float] = dict.fromkeys(names, 0)
@@ -265,10 +266,20 @@ class DiskRows:
             own = slice(first, first + step)
             found, count = self._gather(wanted[own], lines[own])
             hits, reads = hits + found, reads + count
+        self._patch(wanted, out)
         more = (len(wanted), lines.nbytes, hits, time.perf_counter() - begin, reads)
         with self._lock:
             for name, value in zip(self._sums, more, strict=True):
                 self._sums[name] += value
+
+    def _patch(self, rows: Rows, out: Tensor) -> None:
+        """Put the records of rows that patches replace in the place of those in the files."""
+        if self._patched is None:
+            return
+        ids, records = self._patched
+        places = np.minimum(np.searchsorted(ids, rows), len(ids) - 1)
+        at = np.flatnonzero(ids[places] == rows)
+        out.numpy()[at] = records.numpy()[places[at]]
 
     def counters(self) -> dict[str, int | float]:
         """Totals since the start (`RecordSource.counters`), and `reads` of the files."""

@@ -7,7 +7,6 @@ this process's own, or one copy for all processes of the machine (`shared_rows`)
 from __future__ import annotations
 
 import mmap
-import os
 import sys
 import threading
 import time
@@ -30,9 +29,10 @@ from engram_cli.rows.dtypes import RecordLayout
 from engram_cli.rows.safetensors import map_tensor
 from engram_cli.rows.source import Span
 from engram_cli.runtime.tiers import renew_in_children
-from engram_cli.runtime.tiers.records import read_rows, record_layout
+from engram_cli.runtime.tiers.records import patched_records, read_rows, record_layout
 from engram_cli.runtime.tiers.shared_rows import contents, in_file
 from engram_cli.shared_copy import HEADER_BYTES, Advance, Contents, open_copy
+from engram_cli.sizes import processors
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.host_gather import GatherPool
@@ -74,7 +74,9 @@ class HostRows:
         """
         layout = record_layout(bundle.spec)
         if shared and not pinned and (found := in_file(bundle, layer)):
-            return cls(torch.from_numpy(map_tensor(*found)))
+            mapped = torch.from_numpy(map_tensor(*found))  # privately: patches do not reach it
+            _patch(mapped, bundle, layer)
+            return cls(mapped)
         if shared:
             if pinned:
                 _gather_pool()
@@ -247,6 +249,14 @@ def _fill(
     with ThreadPoolExecutor(_threads()) as pool:
         for done in [pool.submit(read, *task) for task in tasks]:
             done.result()
+    _patch(records, bundle, layer)
+
+
+def _patch(records: Tensor, bundle: Bundle, layer: int) -> None:
+    """Write the records of the rows that patches replace."""
+    patched = patched_records(bundle, layer)
+    if patched is not None:
+        records.index_copy_(0, torch.from_numpy(np.array(patched[0])), patched[1])
 
 
 def _cudart() -> Any:
@@ -254,4 +264,4 @@ def _cudart() -> Any:
 
 
 def _threads() -> int:
-    return min(_THREADS, os.cpu_count() or 1)
+    return min(_THREADS, processors())

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError
+from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
+from engram_cli.patches.replaced import as_bytes
 from engram_cli.rows.dtypes import RecordLayout
 from engram_cli.rows.source import Span
 from engram_cli.runtime.sharding.hot import HotBlocks
@@ -75,6 +77,22 @@ def read_rows(span: Span, part: str, line: int, target: NDArray[np.uint8]) -> No
     piece = np.empty((count - 1) * stride + width, dtype=np.uint8)
     read_span(span, part, line * stride, piece.data)
     target[:] = np.lib.stride_tricks.as_strided(piece, (count, width), (stride, 1))
+
+
+def patched_records(bundle: Bundle, layer: int) -> tuple[NDArray[np.int64], Tensor] | None:
+    """Return the rows of a layer that patches replace, int64[n] ascending, and their records.
+
+    Records are uint8[n, record_bytes]. None where there are none.
+    """
+    own, layout = bundle.patched.get(layer), record_layout(bundle.spec)
+    if own is None:
+        return None
+    records = torch.zeros(len(own), layout.record_bytes, dtype=torch.uint8)
+    parts = (own.rows, own.row_scales)
+    for part, values in zip((ROWS, SCALES), parts, strict=True):
+        if values is not None:
+            layout.part(records.numpy(), part)[:] = as_bytes(values)
+    return own.ids, records
 
 
 def record_layout(spec: BundleSpec) -> RecordLayout:

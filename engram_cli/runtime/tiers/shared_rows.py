@@ -16,6 +16,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats.bundle import DESCRIPTION, Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.patches.replaced import replaced_digest
 from engram_cli.rows.dtypes import RECORD_ALIGNMENT
 from engram_cli.rows.safetensors import TensorPlace, TensorSpec
 from engram_cli.rows.source import Span
@@ -58,14 +59,14 @@ class SharedHostRows:
 
 
 def contents(bundle: Bundle, layer: int) -> Contents:
-    """Return what tells a layer's copy from others: its layout, and the files of its rows.
+    """Return what tells a layer's copy from others: its layout, the files of its rows, and patches.
 
     A file is known by its place on its disk, its size and the times of its last change. Raises
     ArtifactError for a file that is missing.
     """
     spec = bundle.spec
     size = record_layout(spec).record_bytes
-    about = {
+    about: dict[str, object] = {
         "layout": spec.layout.fingerprint,
         "layer": layer,
         "dtype": spec.dtype,
@@ -74,6 +75,8 @@ def contents(bundle: Bundle, layer: int) -> Contents:
         "record_bytes": size,
         "source": _source(bundle, layer),
     }
+    if layer in bundle.patched:
+        about["patched"] = replaced_digest({layer: bundle.patched[layer]})
     return Contents(about=about, size=spec.rows(layer) * size)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engram_cli.charts import Bar, BarChart, Group, Slot, order_color, order_name, share_axis
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.numbers import percent
 from engram_cli.stats.sampling.by_use import Uses
@@ -19,21 +20,7 @@ from engram_cli.stats.sampling.ideal import ideal_shared
 from engram_cli.stats.sampling.known import head_hits
 from engram_cli.stats.statistic import Counted, Results, Statistic
 from engram_cli.stats.totals import Counts
-from engram_cli.view import (
-    Bar,
-    BarChart,
-    Column,
-    Group,
-    Row,
-    Slot,
-    Table,
-    View,
-    counts,
-    order_color,
-    order_name,
-    percents,
-    share_axis,
-)
+from engram_cli.view import Column, Row, Table, View, counts, percents
 
 _STEP = 2**17  # n-grams looked at together
 _UNIT = 2**36

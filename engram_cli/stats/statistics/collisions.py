@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.charts import Axis, LineChart, grouped, order_curve
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.registry import LazyModule
 from engram_cli.stats.sampling.by_use import Uses
@@ -29,18 +30,7 @@ from engram_cli.stats.sampling.ideal import (
 from engram_cli.stats.sampling.known import head_hits
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.totals import FULL, Counts
-from engram_cli.view import (
-    Axis,
-    Estimate,
-    LineChart,
-    Row,
-    Table,
-    View,
-    counts,
-    grouped,
-    order_curve,
-    percents,
-)
+from engram_cli.view import Estimate, Row, Table, View, counts, percents
 
 kernels = LazyModule("engram_cli.stats.counting.kernels")
 

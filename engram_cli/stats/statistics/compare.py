@@ -12,6 +12,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.charts import (
+    Axis,
+    Bar,
+    BarChart,
+    Group,
+    Slot,
+    grouped,
+    order_color,
+    order_name,
+    share_axis,
+)
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import INT64, HashLayout
@@ -29,24 +40,7 @@ from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
 from engram_cli.stats.statistics.collisions import COLUMNS, ColumnStats, column_stats
 from engram_cli.stats.statistics.orders import ORDERS, OrderStats, order_stats
 from engram_cli.stats.totals import Counts
-from engram_cli.view import (
-    Axis,
-    Bar,
-    BarChart,
-    Cell,
-    Estimate,
-    Group,
-    Row,
-    Slot,
-    Table,
-    View,
-    counts,
-    grouped,
-    order_color,
-    order_name,
-    percents,
-    share_axis,
-)
+from engram_cli.view import Cell, Estimate, Row, Table, View, counts, percents
 
 kernels = LazyModule("engram_cli.stats.counting.kernels")
 

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from engram_cli.charts import Axis, LineChart, order_curve, share_axis
 from engram_cli.stats.sampling.ideal import rows_for
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.statistics.collisions import COLUMNS
 from engram_cli.stats.statistics.growth import Growth, read_growth
 from engram_cli.stats.statistics.growth_curve import OrderGrowth
 from engram_cli.stats.statistics.orders import ORDERS
-from engram_cli.view import (
-    Axis,
-    Cell,
-    Column,
-    LineChart,
-    Row,
-    Table,
-    View,
-    order_curve,
-    percents,
-    share_axis,
-)
+from engram_cli.view import Cell, Column, Row, Table, View, percents
 
 _HERE = "this corpus"
 _ASSUMED = "errors assume more documents of the same kind, other text adds more n-grams"

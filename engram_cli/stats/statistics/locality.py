@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.charts import Axis, LineChart, order_curve, share_axis
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.hashing.layout import HashLayout
@@ -25,20 +26,7 @@ from engram_cli.stats.state import State, nested, numbered, part_of
 from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
 from engram_cli.stats.statistics.lru import SAMPLED_ROWS, LruCounts, LruObserver, read_lru
 from engram_cli.stats.totals import Counts
-from engram_cli.view import (
-    Axis,
-    Cell,
-    Column,
-    Estimate,
-    LineChart,
-    Table,
-    View,
-    by_layer,
-    counts,
-    order_curve,
-    percents,
-    share_axis,
-)
+from engram_cli.view import Cell, Column, Estimate, Table, View, by_layer, counts, percents
 
 kernels = LazyModule("engram_cli.stats.counting.collector_kernels")
 

@@ -6,21 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from engram_cli.charts import grouped
 from engram_cli.numbers import mean
 from engram_cli.stats.sampling.distinct import NgramSample
 from engram_cli.stats.sampling.ideal import rows_for
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.statistics.collisions import COLUMNS, ColumnStats
-from engram_cli.view import (
-    Cell,
-    Column,
-    Estimate,
-    Table,
-    View,
-    counts,
-    grouped,
-    percents,
-)
+from engram_cli.view import Cell, Column, Estimate, Table, View, counts, percents
 
 _SHARING = (0.5, 0.1)  # shares of n-grams that may share a row
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.charts import order_name
 from engram_cli.stats.sampling.distinct import EVERYTHING, NgramSample, lowest
 from engram_cli.stats.sampling.known import places_in
 from engram_cli.stats.sampling.occurrences import Drawn
 from engram_cli.stats.sampling.text_ngrams import Membership
 from engram_cli.stats.statistic import Results
-from engram_cli.view import Column, Matrix, Table, View, counts, order_name, percents
+from engram_cli.view import Column, Matrix, Table, View, counts, percents
 
 Floats = NDArray[np.float64]
 

@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from engram_cli.charts import Axis, LineChart, order_curve
 from engram_cli.registry import LazyModule
 from engram_cli.stats.statistic import Counted, Results, Statistic
-from engram_cli.view import Axis, LineChart, View, by_layer, order_curve
+from engram_cli.view import View, by_layer
 
 kernels = LazyModule("engram_cli.stats.counting.kernels")
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.charts import order_name
 from engram_cli.numbers import count
 from engram_cli.stats.sampling.distinct import NgramSample
 from engram_cli.stats.sampling.known import KnownNgrams, hits_of, least_hits
 from engram_cli.stats.statistic import Counted, Results, Statistic
 from engram_cli.stats.totals import Counts
-from engram_cli.view import Column, Estimate, Row, Table, View, order_name
+from engram_cli.view import Column, Estimate, Row, Table, View
 
 TOP = 20  # n-grams of an order
 _ON_TERMINAL = 10

@@ -1,0 +1,1 @@
+"""engram patch: rows of a table or bundle replaced, and put back."""
