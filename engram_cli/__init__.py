@@ -85,11 +85,14 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.tables import BuildTableRequest as BuildTableRequest
     from engram_cli.commands.requests.tables import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.train import TrainRequest as TrainRequest
+    from engram_cli.commands.requests.update import UpdateTableRequest as UpdateTableRequest
     from engram_cli.commands.requests.update_stats import UpdateStatsRequest as UpdateStatsRequest
     from engram_cli.commands.trace import TraceResult as TraceResult
     from engram_cli.commands.trace import trace_text as trace_text
     from engram_cli.commands.train.command import TrainResult as TrainResult
     from engram_cli.commands.train.command import train as train
+    from engram_cli.commands.update.command import update_table as update_table
+    from engram_cli.commands.update.result import UpdateTableResult as UpdateTableResult
     from engram_cli.commands.update_stats import UpdateStatsResult as UpdateStatsResult
     from engram_cli.commands.update_stats import update_stats as update_stats
     from engram_cli.commands.verify.command import VerifyResult as VerifyResult
@@ -220,6 +223,8 @@ _HOMES = {
     "UndecodableError": "engram_cli.errors",
     "UpdateStatsRequest": "engram_cli.commands.requests.update_stats",
     "UpdateStatsResult": "engram_cli.commands.update_stats",
+    "UpdateTableRequest": "engram_cli.commands.requests.update",
+    "UpdateTableResult": "engram_cli.commands.update.result",
     "VerifyRequest": "engram_cli.commands.requests.reading",
     "VerifyResult": "engram_cli.commands.verify.command",
     "VocabularyError": "engram_cli.errors",
@@ -251,6 +256,7 @@ _HOMES = {
     "trace_text": "engram_cli.commands.trace",
     "train": "engram_cli.commands.train.command",
     "update_stats": "engram_cli.commands.update_stats",
+    "update_table": "engram_cli.commands.update.command",
     "verify": "engram_cli.commands.verify.command",
     "write_report": "engram_cli.commands.report",
     "write_vocab": "engram_cli.vocab.parquet",
@@ -334,6 +340,8 @@ __all__ = [
     "UndoPatchResult",
     "UpdateStatsRequest",
     "UpdateStatsResult",
+    "UpdateTableRequest",
+    "UpdateTableResult",
     "VerifyRequest",
     "VerifyResult",
     "VocabularyError",
@@ -374,6 +382,7 @@ __all__ = [
     "train",
     "undo_patch",
     "update_stats",
+    "update_table",
     "verify",
     "write_patch",
     "write_report",

@@ -329,11 +329,16 @@ def _identity() -> dict[str, Any]:
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
-        "boot": _text("/proc/sys/kernel/random/boot_id"),
+        "boot": boot_id(),
         "namespace": _link("/proc/self/ns/pid"),
         "pid": pid,
         "started": _started(pid),
     }
+
+
+def boot_id() -> str:
+    """Return what names the time since the machine was started, "" where the system does not."""
+    return _text("/proc/sys/kernel/random/boot_id")
 
 
 def _started(pid: int) -> int | None:

@@ -29,6 +29,7 @@ QWEN_VOCABULARY, QWEN_EOS = 300, 7
 HIDDEN, STREAMS = 32, 4
 IMAGE = 3  # V4.1's image token, which is dead
 WEIGHTS = "model.safetensors"
+PLACEMENTS = ("hbm", "host", "disk", "host=40MB,disk")
 
 
 def qwen_config(**changes: Any) -> Any:
@@ -337,3 +338,10 @@ def deepseek_gguf(path: Path, own: OwnTable, dialect: str) -> Path:
     keys |= dict(zip(names, flat, strict=True))
     return gguf(path, {"general.architecture": "deepseek41", "deepseek41.block_count": 5} | keys,
                 tensors)  # fmt: skip
+
+
+def logits(model: nn.Module, ids: Tensor, **options: Any) -> Tensor:
+    """What a model says of ids, without gradients."""
+    with torch.no_grad():
+        out = model(ids, **options)
+    return out if isinstance(out, Tensor) else out.logits

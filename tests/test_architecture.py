@@ -172,3 +172,8 @@ def test_a_circle_is_found(tmp_path: Path, back: str) -> None:
     (house / "top.py").write_text(f"{back}\n")
     (house / "user.py").write_text("from house.top import Verb\nfrom house import user\n")
     assert circles(house) == [["house.base", "house.middle", "house.top"]]
+
+
+def test_threads_are_counted_in_one_place() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if "os.cpu_count" in path.read_text("utf-8")]
+    assert files == [PACKAGE / "sizes.py"], "sizes.processors knows what a process may run on"

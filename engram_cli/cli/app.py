@@ -19,6 +19,7 @@ from engram_cli.cli import (
     reading,
     tables,
     training,
+    updating,
 )
 from engram_cli.cli.command import in_config
 from engram_cli.cli.plain import spell_what_streams_cannot
@@ -40,7 +41,7 @@ for run_command in (
     *(corpus.compress_vocab, corpus.hash_stats, reading.report),
     *(tables.build_table, tables.convert, tables.attach, training.train, evaluation.evaluate),
     *(reading.trace, tables.plan, reading.inspect, reading.lookup, reading.verify),
-    *(comparing.diff, exploring.explore),
+    *(updating.update, comparing.diff, exploring.explore),
     *(golden.golden, doctor.doctor, reading.demo),
 ):
     app.command(run_command.__name__.replace("_", "-"))(run_command)

@@ -113,6 +113,8 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         ("on disk", f"{quantity(plan.total_bytes, 'bytes')} ({plan.total_bytes:,} bytes)"),
         ("a token reads", f"{plan.token_rows:,} rows, {plan.token_bytes:,} bytes"),
     ]
+    if plan.sums_bytes:
+        lines.insert(4, ("kept sums", f"{quantity(plan.sums_bytes, 'bytes')} of that"))
     if plan.fill is not None:
         lines.insert(3, ("filled from", _filled(plan.fill)))
     if result.written:

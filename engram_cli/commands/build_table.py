@@ -218,6 +218,8 @@ def _corpus_init(
         file=file,
         embeddings=vectors,
         joined=fill.join_documents,
+        centre=request.centre,
+        sums=partial_folder(request.out) if request.keep_sums else None,
         memory=memory_of(fill),
         threads=request.threads or processors(),
         progress=progress,

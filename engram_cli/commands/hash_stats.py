@@ -42,7 +42,7 @@ from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
-from engram_cli.sizes import available_memory
+from engram_cli.sizes import available_memory, processors
 from engram_cli.stats.collector_set import (
     exact_memory,
     kept_states,
@@ -256,7 +256,7 @@ def prepare(
     text = needs_tokenizer(sources.files, request.corpus)
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)
     source_of = sources_of(plan.files, request.group_by)
-    threads = request.threads or (1 if request.engine != "local" else os.cpu_count() or 1)
+    threads = request.threads or (1 if request.engine != "local" else processors())
     collector_options, memory = _plan(request, source_of, layout, threads, text)
     if not given:
         _check_places(request, sources, vocab, out)

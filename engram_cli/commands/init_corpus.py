@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
@@ -17,7 +19,7 @@ from engram_cli.engines import filling
 from engram_cli.engines.base import Engine, Reading, request_fingerprint
 from engram_cli.engines.filling import TASK_BYTES
 from engram_cli.engines.local import LocalEngine
-from engram_cli.errors import CorpusError, InputError, UndecodableError
+from engram_cli.errors import CorpusError, InputError, MismatchError, UndecodableError
 from engram_cli.formats.embeddings import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
@@ -92,6 +94,33 @@ def find_vectors(
         digest=tensor.checksum(),
         seed=request.embedding_seed,
     )
+
+
+def vectors_of_table(
+    fill: FillRequest, path: Path, init: str, layout: HashLayout, made: Mapping[str, Any]
+) -> Embeddings:
+    """Return the vectors that are in the rows of the table at `path`, by the parameters `made` of
+    its init. Raises InputError, and MismatchError for a foreign checkpoint."""
+    wanted = made["embeddings"]
+    if wanted["kind"] == "random":
+        return RandomEmbeddings(
+            tokens=layout.vocab_size, seed=int(wanted["seed"]), std=float(wanted["std"])
+        )
+    if fill.checkpoint is None:
+        raise InputError(
+            f"{path} was filled with the embeddings {wanted['tensor']} of a checkpoint",
+            "give that checkpoint with --checkpoint",
+        )
+    named = replace(
+        fill, embedding_tensor=str(wanted["tensor"]), embedding_seed=int(wanted["seed"])
+    )
+    vectors = find_vectors(named, init, layout, None)
+    if vectors.parameters != wanted:
+        raise MismatchError(
+            f"{path} was filled with the embeddings of another checkpoint, not {fill.checkpoint}",
+            "give the checkpoint that it was filled with",
+        )
+    return vectors
 
 
 def memory_of(request: FillRequest) -> int:

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.init_corpus import find_vectors, memory_of, write_tokens
-from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.init_corpus import memory_of, vectors_of_table, write_tokens
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.probe import LEAST_POSITIONS, ProbeRequest
 from engram_cli.corpus.sources import find_sources
@@ -21,7 +20,7 @@ from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress
 from engram_cli.remote.locate import locate
 from engram_cli.sizes import processors
-from engram_cli.table.inits.corpus.embeddings import Embeddings, RandomEmbeddings
+from engram_cli.table.inits.corpus.filled import corpus_digest
 from engram_cli.table.inits.corpus.pairs import TokenPairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.probe.combining import fit
@@ -94,7 +93,8 @@ def probe(request: ProbeRequest, progress: Progress = SILENT) -> ProbeResult:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="engram-probe-")))
         corpus, held = _read(request, table, scratch, progress)
-        if corpus.digest != made["tokens_xxh64"]:
+        joined = bool(made["join_documents"]) or "tokens_xxh64" in made  # of versions before
+        if any(made.get(name) != value for name, value in corpus_digest(corpus, joined).items()):
             raise MismatchError(
                 f"{request.table} was filled from {made['tokens']:,} tokens, this corpus has "
                 f"{corpus.tokens:,} others",
@@ -121,7 +121,7 @@ def probe(request: ProbeRequest, progress: Progress = SILENT) -> ProbeResult:
                 memory=memory_of(request.fill) // 4,
                 threads=threads,
             )
-    vectors = _vectors(request.fill, table, made)
+    vectors = vectors_of_table(request.fill, table.path, table.init, table.layout, made)
     shares = unigrams / max(int(unigrams.sum()), 1)
     answers = Reader(table, layer, vectors, shares).answer(questions, progress)
     return _judged(request, table, layer, corpus, held, questions, followers, unigrams, answers)
@@ -204,28 +204,3 @@ def _read(
             write_tokens(fill, files, geometry, table.layout, request.vocab, folder, progress)
         )
     return found[0], found[1]
-
-
-def _vectors(fill: FillRequest, table: TableStore, made: dict[str, Any]) -> Embeddings:
-    """Return the vectors that are in the rows. Raises MismatchError for a foreign checkpoint."""
-    wanted = made["embeddings"]
-    if wanted["kind"] == "random":
-        return RandomEmbeddings(
-            tokens=table.layout.vocab_size, seed=int(wanted["seed"]), std=float(wanted["std"])
-        )
-    if fill.checkpoint is None:
-        raise InputError(
-            f"{table.path} was filled with the embeddings {wanted['tensor']} of a checkpoint",
-            "give that checkpoint with --checkpoint",
-        )
-    named = replace(
-        fill, embedding_tensor=str(wanted["tensor"]), embedding_seed=int(wanted["seed"])
-    )
-    vectors = find_vectors(named, "next-token", table.layout, None)
-    if vectors.parameters != wanted:
-        raise MismatchError(
-            f"{table.path} was filled with the embeddings of another checkpoint, not "
-            f"{fill.checkpoint}",
-            "give the checkpoint that it was filled with",
-        )
-    return vectors

@@ -39,7 +39,8 @@ class TablePlan:
 
     `tokens`: over how many the hits were counted, None where there are no hits. `done_bytes`: what
     a half-built table of the same request has already. `token_rows`, `token_bytes`: what looking up
-    one token reads, in all layers. `fill`: None for an init that needs no corpus.
+    one token reads, in all layers. `sums_bytes`: of `total_bytes`, kept for engram update. `fill`:
+    None for an init that needs no corpus.
     """
 
     out: Path
@@ -56,6 +57,7 @@ class TablePlan:
     total_bytes: int
     done_bytes: int
     free_bytes: int
+    sums_bytes: int = 0
     fill: FillPlan | None = None
 
     @property
@@ -97,6 +99,7 @@ def planned(spec: TableSpec, out: Path, fill: FillPlan | None) -> TablePlan:
         total_bytes=spec.total_bytes,
         done_bytes=resumable_bytes(spec, out),
         free_bytes=free_bytes(out),
+        sums_bytes=spec.sums_bytes,
         fill=fill,
     )
 

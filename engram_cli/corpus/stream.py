@@ -6,7 +6,6 @@ blocks in the order of the files. A few batches are held at a time, whatever the
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from bisect import bisect_right
@@ -35,6 +34,7 @@ from engram_cli.corpus.base import (
 from engram_cli.corpus.encode import Encoder
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError
+from engram_cli.sizes import processors
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ _POLL = 0.1  # seconds: how late a thread may see that it is no longer wanted
 # A batch of texts grows from the first to the second number of characters: something is to be seen
 # soon, and later the encoder's threads are kept busy. `tokenizers` holds 100 bytes a token of it.
 _FIRST_BATCH = 2**16
-_FULL_BATCH = 2**19 * min(max(os.cpu_count() or 1, 2), 8)
+_FULL_BATCH = 2**19 * min(max(processors(), 2), 8)
 _BATCH_TEXTS = 2**14
 # Seconds to wait for threads when the run is interrupted: the encoder's is inside compiled code for
 # at most a batch, the reader's may wait for a pipe forever.

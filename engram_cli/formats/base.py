@@ -45,7 +45,9 @@ class Checks:
     """What a verification has found so far; `problems` is a line for each thing that is wrong.
 
     `compared`: each a `formats.model_folder.Check`. What differs is among the problems too.
-    `copied`: files of a table whose checksums are computed when their bytes are copied.
+    `copied`: files of a table whose checksums are computed when their bytes are copied. `sums`:
+    whether the sums that a table keeps are compared with its rows, in a sample that finds wrong
+    rows of a `fault_share`, None for all rows.
     """
 
     threads: int = 1
@@ -57,6 +59,8 @@ class Checks:
     files: int = 0
     stored_bytes: int = 0
     copied: frozenset[str] = frozenset()
+    sums: bool = False
+    fault_share: float | None = None
 
     def take(self, what: str, problems: Sequence[str]) -> None:
         """Note that `what` was checked, and what is wrong with it."""

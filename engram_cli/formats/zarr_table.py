@@ -15,7 +15,7 @@ from engram_cli.errors import ArtifactError, IncompleteError, InputError
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, patch_facts, token_fact
 from engram_cli.hashing.layout import short
 from engram_cli.progress import SILENT, Progress
-from engram_cli.remote.path import readable_path
+from engram_cli.remote.path import is_remote, readable_path
 from engram_cli.rows.checksum import Checksum, file_checksum
 from engram_cli.rows.copying import read_into
 from engram_cli.rows.source import ROWS
@@ -31,6 +31,7 @@ from engram_cli.table.attributes import (
 from engram_cli.table.grid import array_name, half_patched_hint
 from engram_cli.table.journal import filled
 from engram_cli.table.store import TableStore, bound_layout, open_table
+from engram_cli.table.sums.state import has_sums, sums_array
 
 if TYPE_CHECKING:
     from engram_cli.stats.stats_io import Statistics
@@ -135,7 +136,19 @@ def _check_table(path: Path, checks: Checks) -> TableStore | None:
     if not found.ok:
         checks.not_checked.append("layout and counts: the files were changed or damaged")
         return None
-    return open_table(path)
+    table = open_table(path)
+    if checks.sums and _keeps_sums(table):
+        from engram_cli.table.scan.fault_scan import sample_size
+        from engram_cli.table.sums.verify import sums_problems
+
+        most = None if checks.fault_share is None else sample_size(checks.fault_share)
+        problems = sums_problems(table.path, most, threads=checks.threads, progress=checks.progress)
+        checks.take("kept sums", problems)
+    return table
+
+
+def _keeps_sums(table: TableStore) -> bool:
+    return not is_remote(table.path) and has_sums(table.path)
 
 
 def _count_problems(table: TableStore, statistics: Statistics) -> list[str]:
@@ -184,12 +197,20 @@ def _facts(table: TableStore) -> Facts:
         kind = source.get("format", "table")
         text = f"from a {kind} of {source.get('dtype')} with digest {digest}"
         converted.append(("converted", text))
+    kept = []
+    if _keeps_sums(table):
+        size = sum(
+            sums_array(entry.layer, entry.rows, table.dim).stored_bytes
+            for entry in table.layout.layers
+        )
+        kept.append(("kept sums", f"{size / 1e9:,.3f} GB: engram update needs no corpus"))
     return [
         *hash_facts(table.layout),
         ("rows", f"{rows:,} of {table.dim} x {table.dtype}"),
         ("parameters", f"{rows * table.dim:,}"),
         ("init", _init(table.init, attributes["init"].get("parameters") or {})),
         *converted,
+        *kept,
         ("row hits", "none" if counted is None else f"of {counted['tokens']:,} tokens"),
         ("filled", "whole: every chunk is on the manifest"),
         token_fact(table.layout, table.row_type.row_bytes(table.dim)),

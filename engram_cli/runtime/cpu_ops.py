@@ -21,6 +21,7 @@ from engram_cli.errors import DependencyError
 from engram_cli.runtime.gate_reference import GateWeights, Past
 from engram_cli.runtime.graph_capture import is_plain_call, is_transformed
 from engram_cli.runtime.reference import HashedCall, HashTensors, no_token
+from engram_cli.sizes import processors
 
 _EACH = 2**16  # values that a thread gets at least: 50 us, twice what it takes to start it
 _NO_EOS = -2
@@ -159,7 +160,7 @@ def _in_threads(threads: int, tokens: int, loop: Callable[..., None], given: Seq
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="engram-cpu")
+    return ThreadPoolExecutor(processors(), thread_name_prefix="engram-cpu")
 
 
 if hasattr(os, "register_at_fork"):

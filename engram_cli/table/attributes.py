@@ -36,6 +36,7 @@ PARTIAL_SUFFIX = ".partial"
 SHARDING = "sharding_indexed"
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _REMAKE = "build the table again, or take it again from where it came"
+_UPDATE_AGAIN = "run the same engram update again: it completes the update"
 PATCHING = "patching"  # an attribute of a table whose rows are being patched
 _GO_ON = "run the command again that began it, build-table or convert: it resumes from there"
 
@@ -63,8 +64,15 @@ def read_description(path: Path, *, patching: bool = False) -> Description:
     attributes = _group_attributes(path)
     if PATCHING in attributes and not patching:
         raise IncompleteError(f"{path} is half-patched", half_patched_hint(path))
+    if attributes.get("updating") is True and attributes.get("complete") is False:
+        raise IncompleteError(f"{path} is half-updated", _UPDATE_AGAIN)
     if attributes.get("complete") is not True and PATCHING not in attributes:
         raise IncompleteError(f"{path} is half-built", _GO_ON)
+    return describe(path, attributes)
+
+
+def describe(path: Path, attributes: Mapping[str, Any]) -> Description:
+    """Return the table at `path` as these attributes have it. Raises ArtifactError."""
     try:
         layout = HashLayout.from_json(attributes["layout"])
         _need(layout.fingerprint == attributes["fingerprint"], "layout and fingerprint disagree")
@@ -170,7 +178,7 @@ def _group_attributes(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(
-    path: Path, attributes: dict[str, Any], layout: HashLayout
+    path: Path, attributes: Mapping[str, Any], layout: HashLayout
 ) -> dict[str, ChunkedArray]:
     row_type = DTYPES.load(attributes["dtype"])
     width = row_type.width(attributes["dim"])

@@ -11,7 +11,7 @@ import shutil
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from engram_cli.outputs import remove_work
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import META
 from engram_cli.table.fill import fill_rows, write_array
-from engram_cli.table.inits.base import InitWithArrays
+from engram_cli.table.grid import DOCUMENTS, ChunkedArray
+from engram_cli.table.inits.base import InitWithArrays, SummedInit
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import SCRATCH, Journal
 from engram_cli.table.lock import build_lock
@@ -39,6 +40,8 @@ from engram_cli.table.places import (
 )
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import zarr_metadata
+from engram_cli.table.sums.files import prepare_sums, write_description, write_hashes
+from engram_cli.table.sums.state import documents_array
 
 Hits = Callable[[int], NDArray[np.uint32]]
 
@@ -84,6 +87,7 @@ def build_store(
             raise
         with output_errors(folder):
             _sweep(folder, spec)
+            prepare_sums(folder, _sums_of_rows(spec))
             _write_metadata(folder, zarr_metadata(spec.arrays, spec.attributes()))
         scratch = scratch_folder(out)
         fill_rows(spec, folder, journal, scratch, threads=threads, progress=progress)
@@ -140,7 +144,8 @@ def _gb(count: int) -> str:
 
 def _sweep(folder: Path, spec: TableSpec) -> None:
     """Remove all but the chunks of `spec` and the journal; make the folders of its arrays."""
-    files = {file for array in spec.arrays for file in array.files} | {JOURNAL}
+    kept = [*spec.arrays, *_sums_of_rows(spec)]
+    files = {file for array in kept for file in array.files} | {JOURNAL}
     for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before it
         if path.is_dir():
             with suppress(OSError):  # not empty
@@ -149,6 +154,11 @@ def _sweep(folder: Path, spec: TableSpec) -> None:
             path.unlink()
     for array in spec.arrays:
         (folder / array.name).mkdir(parents=True, exist_ok=True)
+
+
+def _sums_of_rows(spec: TableSpec) -> list[ChunkedArray]:
+    """Return the sums that grow with the rows: all but the hashes of the documents."""
+    return [array for array in spec.sums_arrays if array.name != DOCUMENTS]
 
 
 def _write_metadata(folder: Path, documents: dict[str, bytes]) -> None:
@@ -186,6 +196,12 @@ def _finish(spec: TableSpec, folder: Path, journal: Journal, hits: Hits | None) 
             files |= write_array(folder, array, spec.init.values(array))
     for array in spec.arrays:
         fsync_folder(folder / array.name)
+    if isinstance(spec.init, SummedInit) and spec.sums_arrays:
+        hashes = spec.init.hashes()
+        prepare_sums(folder, [documents_array(len(hashes))])
+        write_hashes(folder, hashes)
+        kept = replace(spec.init.kept_sums(spec.dim), layer_scale=spec.scale)
+        write_description(folder, kept, len(hashes))
     _check_chunks(folder, files)
     attributes = spec.final_attributes(files)
     _write_metadata(folder, {META: zarr_metadata([], attributes)[META]})

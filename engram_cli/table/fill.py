@@ -23,6 +23,7 @@ from engram_cli.table.grid import ChunkedArray
 from engram_cli.table.inits.base import Filler, PassInit, StoredInit
 from engram_cli.table.journal import SCRATCH, Journal
 from engram_cli.table.spec import TableSpec, layer_scale
+from engram_cli.table.sums.state import sums_name, sync_sums
 
 PIECE_BYTES = 2**20  # float32 values made, encoded, summed and written while in the L2 cache
 FLUSHING = 2  # chunks that may wait for the disk while others are made
@@ -98,6 +99,7 @@ class _Work:
         if not isinstance(spec.init, PassInit):
             self.fillers = {layer: spec.init.filler(layer, spec.dim) for layer in spec.row_arrays}
         self.stored = spec.init.stored() if isinstance(spec.init, StoredInit) else None
+        self.sums = spec.sums_arrays
         self.layer_scales: dict[int, NDArray[Any]] = {}
         self.total = sum(array.stored_bytes for array in spec.filled_arrays)
         self.stop = Event()
@@ -144,6 +146,7 @@ class _Work:
                 self._count(sum(map(_Part.pad, parts)))
             for part in parts:
                 os.fsync(part.handle)
+            sync_sums(self.folder, [a for a in self.sums if a.name == sums_name(layer)])
             with self._lock:
                 for part in parts:
                     os.replace(part.path, self.folder / part.name)

@@ -22,6 +22,7 @@ HITS_TYPE: np.dtype[Any] = np.dtype("<u4")
 LOOKUP_TYPE: np.dtype[Any] = np.dtype("<i4")
 PROJECTION_TYPE: np.dtype[Any] = np.dtype("<f4")
 LOOKUP = "lookup"
+SUMS, DOCUMENTS = "sums", "sums/documents"  # of tables that keep sums for updates
 _NOT_CONTENT = ("digest", "complete", "tool_version", "patching")
 DAMAGED = "see what is wrong with engram verify, then build the table again"
 

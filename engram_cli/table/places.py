@@ -26,18 +26,22 @@ from engram_cli.outputs import (
     replace,
 )
 from engram_cli.table.attributes import META, PARTIAL_SUFFIX
+from engram_cli.table.grid import SUMS
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import Journal, is_journal
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.table.spec import FORMAT, TableSpec
+from engram_cli.table.sums.state import sums_files
 from engram_cli.temporary import clear_leftovers, discard, make_folder, temporary
 
 _GROUP = r"(?:scales|hits|projection)"
 _ARRAY = rf"(?:(?:{_GROUP}/)?[0-9]+|lookup)"
+_SUMS = rf"{SUMS}/(?:[0-9]+|documents)"
 _CHUNK = re.compile(rf"({_ARRAY})/c\.[0-9]+(?:\.0)?")
-_FOLDER = re.compile(rf"{_GROUP}|{_ARRAY}")
+_FOLDER = re.compile(rf"{_GROUP}|{_ARRAY}|{SUMS}|{_SUMS}")
 _WORK = re.compile(
-    rf"(?:{_CHUNK.pattern}|(?:(?:{_GROUP}|{_ARRAY})/)?{re.escape(META)}|{re.escape(JOURNAL)})"
+    rf"(?:{_CHUNK.pattern}|{_SUMS}/c\.0(?:\.0)?|"
+    rf"(?:(?:{_GROUP}|{_ARRAY}|{SUMS}|{_SUMS})/)?{re.escape(META)}|{re.escape(JOURNAL)})"
     rf"(?:{re.escape(PART)})?"
 )
 
@@ -175,11 +179,13 @@ def half_built_problem(folder: Path) -> str | None:
 def _listing(path: Path) -> Listing | None:
     """Return the files of a finished table: its metadata, and the chunks of the manifest.
 
-    The journal is still there when a build was killed at its very end.
+    The journal is still there when a build was killed at its very end. A half-updated table may be
+    replaced as well.
     """
     try:
         attributes: Any = read_json(path / META, "a table")["attributes"]
-        if attributes["format"] != FORMAT or attributes["complete"] is not True:
+        whole = attributes["complete"] is True or attributes.get("updating") is True
+        if attributes["format"] != FORMAT or not whole:
             return None
         chunks = attributes["manifest"]["files"]
         found = [_CHUNK.fullmatch(name) for name in chunks]
@@ -190,7 +196,8 @@ def _listing(path: Path) -> Listing | None:
     arrays = {match[1] for match in found if match is not None}
     groups = {name.partition("/")[0] for name in arrays if "/" in name}
     metadata = {META, *(f"{name}/{META}" for name in arrays | groups)}
-    return Listing(frozenset(chunks) | metadata, frozenset((JOURNAL,)))
+    sums = sums_files(int(name) for name in arrays if name.isdecimal())
+    return Listing(frozenset(chunks) | metadata, frozenset((JOURNAL, *sums)))
 
 
 TABLE = Kind(name="table", listing=_listing, last=META)

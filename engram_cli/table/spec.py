@@ -24,7 +24,13 @@ from engram_cli.table.grid import (
     chunked,
     content_digest,
 )
-from engram_cli.table.inits.base import Filler, Init, InitWithArrays, StoredInit
+from engram_cli.table.inits.base import (
+    Filler,
+    Init,
+    InitWithArrays,
+    StoredInit,
+    SummedInit,
+)
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"
@@ -188,9 +194,19 @@ class TableSpec:
         return self.init.arrays(self.dim) if isinstance(self.init, InitWithArrays) else []
 
     @property
+    def sums_arrays(self) -> list[ChunkedArray]:
+        """The sums that are kept for updates; none unless the init keeps them."""
+        return self.init.sums_arrays(self.dim) if isinstance(self.init, SummedInit) else []
+
+    @property
+    def sums_bytes(self) -> int:
+        """The size of the sums that are kept for updates."""
+        return sum(array.stored_bytes for array in self.sums_arrays)
+
+    @property
     def total_bytes(self) -> int:
-        """The size of all chunk files."""
-        return sum(array.stored_bytes for array in self.arrays)
+        """The size of all chunk files, kept sums included."""
+        return sum(array.stored_bytes for array in self.arrays) + self.sums_bytes
 
     @property
     def request(self) -> dict[str, Any]:
@@ -204,6 +220,7 @@ class TableSpec:
             **{f"source {name}": value for name, value in (self.source or {}).items()},
             "init": self.init.name,
             **{f"init {name}": value for name, value in self.init.parameters.items()},
+            **({"sums": "kept"} if self.sums_arrays else {}),
             **{
                 f"rows a chunk, layer {layer}": array.chunk_rows
                 for layer, array in self.row_arrays.items()

@@ -20,8 +20,8 @@ from engram_cli.remote.path import look_at, readable_path
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.source import HITS, SCALES
-from engram_cli.table.attributes import Description, read_description
-from engram_cli.table.grid import DAMAGED, LOOKUP, ChunkedArray, array_name
+from engram_cli.table.attributes import META, Description, read_description
+from engram_cli.table.grid import DAMAGED, LOOKUP, SUMS, ChunkedArray, array_name
 
 PIECE_BYTES = 2**20  # float32 values decoded while in the L2 cache
 
@@ -151,6 +151,11 @@ def zarr_metadata(arrays: list[ChunkedArray], attributes: Mapping[str, Any]) -> 
     return {name: document.to_bytes() for name, document in files.items()}
 
 
+def array_metadata(array: ChunkedArray) -> bytes:
+    """Return the zarr.json of an array of kept sums."""
+    return zarr_metadata([array], {"dtype": "float32", "dim": 1})[f"{array.name}/{META}"]
+
+
 def described(array: ChunkedArray, dtype: str, dim: int) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the names of an array's dimensions, and attributes that say what it holds, for people
     and for programs that open it with Zarr alone.
@@ -159,6 +164,11 @@ def described(array: ChunkedArray, dtype: str, dim: int) -> tuple[tuple[str, ...
     """
     group, _, number = array.name.rpartition("/")
     row_type, row = DTYPES.load(dtype), f"row_{number}"
+    if group == SUMS and number == "documents":
+        return ("document",), {"long_name": "XXH64 of each document that filled the rows"}
+    if group == SUMS:
+        about = {"long_name": f"count and sums of the vectors in each row of layer {number}"}
+        return (row, "count_and_sums"), about
     if array.name == LOOKUP:
         return ("token_id",), {"long_name": "compressed id of each token id, -1 for none"}
     if group == HITS:

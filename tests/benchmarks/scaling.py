@@ -1,12 +1,12 @@
 """From one core to all: hash-stats of text and of token ids, and rows filled from a corpus.
 
-    python tests/benchmarks/scaling.py [RESULT.json] [--tiny] [--folder FOLDER]
+    python tests/benchmarks/scaling.py [RESULT.json] [--share 0.5] [--folder FOLDER] [--prepare]
 
 The text is Python's standard library, its tokenizer a byte-level BPE of 16,384 tokens learnt from
 it, so that nothing else is needed. Each number of cores has a process of its own, which may use no
-other cores. Each stage is warmed up on a small corpus first. --folder keeps the corpus, or takes
-the one that it has. `scaling.json` is of a machine with two cores, `scaling_16.json` of one with
-sixteen.
+other cores. Each stage is warmed up on a small corpus first. --share makes all corpora smaller;
+--folder keeps them, or takes those that it has; --prepare makes them, compiles all loops, and ends.
+`scaling.json` is of a machine with two cores, `scaling_16.json` of one with sixteen.
 """
 
 from __future__ import annotations
@@ -199,11 +199,17 @@ def cases(points: dict[int, Any]) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("out", nargs="?", type=Path, default=HERE / "results" / "scaling.json")
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--point", type=int)
     given = parser.parse_args()
     if given.point:
         point(given.out, given.point)
+    elif given.prepare:
+        given.folder.mkdir(exist_ok=True)
+        prepare(given.folder, given.share)
+        for _, run in stages(given.folder, 1):
+            run(True)
     else:
-        main(given.out, 0.02 if given.tiny else 1.0, given.folder)
+        main(given.out, given.share, given.folder)

@@ -52,11 +52,12 @@ def test_there_are_as_many_as_there_were() -> None:
 
 
 def test_what_is_not_behind_an_address_is_written_or_a_folder() -> None:
-    """All that is read is read from anywhere; only outputs and working folders are here."""
-    typed = {name.lstrip("-") for _, name, _ in PARAMETERS}
+    """All that is read is read from anywhere; only outputs, working folders and what is changed in
+    place are here."""
+    typed = {name.lstrip("-") for command, name, _ in PARAMETERS if command != "update"}
     assert typed == {"workspace", "report", "vectors", "out", "into", "folder", "path", "patch"}
     commands = {command for command, name, _ in PARAMETERS if name == "--out"}
-    assert commands == {"golden", "plan", "report", "train", "patch apply", "patch stack"}
+    assert commands == {"golden", "plan", "report", "train", "update", "patch apply", "patch stack"}
     # Rows are replaced in the files of this machine.
     changed = {command for command, name, _ in PARAMETERS if name == "path"}
     assert changed == {"patch apply", "patch list", "patch undo"}

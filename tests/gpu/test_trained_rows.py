@@ -38,22 +38,27 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, small_vocab: CompressedVoca
     return make_bundle(path, make_spec(make_layout(small_vocab)))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("cuda:0", (2, 3)), pytest.param(("cuda", (2,)), marks=TWO)],
+# Where processes run, and how many.
+PLACES = pytest.mark.parametrize(
+    "place",
+    [("cuda:0", (2, 3)), pytest.param(("cuda", (2,)), marks=TWO)],
     ids=["one GPU", "two GPUs"],
+    scope="module",
 )
+
+
+@pytest.fixture(scope="module")
 def found(
-    request: pytest.FixtureRequest,
+    place: tuple[str, tuple[int, ...]],
     tmp_path_factory: pytest.TempPathFactory,
     bundle: Path,
     small_vocab: CompressedVocab,
 ) -> dict[str, Any]:
-    device, worlds = request.param
-    out = tmp_path_factory.mktemp("trained") / "out"
-    return run_processes(bundle, small_vocab.vocab_size, out, device, worlds)
+    out = tmp_path_factory.mktemp("exchanged") / "out"
+    return run_processes(bundle, small_vocab.vocab_size, out, *place, ways=())
 
 
+@PLACES
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_the_exchange(case: str, dtype: torch.dtype, found: dict[str, Any]) -> None:
@@ -61,21 +66,28 @@ def test_the_exchange(case: str, dtype: torch.dtype, found: dict[str, Any]) -> N
         check_exchange(world["exchange"][case, dtype], case, dtype)
 
 
+@PLACES
 def test_the_host_waits_for_the_counts_alone(found: dict[str, Any]) -> None:
     for world in found["worlds"].values():
         waits = {key: [own["waits"] for own in ranks] for key, ranks in world["exchange"].items()}
         assert all(own == [1, 0] for ranks in waits.values() for own in ranks), waits
 
 
+@PLACES
 @pytest.mark.parametrize("way", WAYS)
 def test_processes_train_as_one_does(
-    way: str, found: dict[str, Any], bundle: Path, small_vocab: CompressedVocab
+    way: str,
+    place: tuple[str, tuple[int, ...]],
+    bundle: Path,
+    small_vocab: CompressedVocab,
+    tmp_path: Path,
 ) -> None:
-    worlds = found["worlds"]
-    together = [loss for world in worlds.values() for loss in world["losses"][way]]
-    alone = Run(way, bundle, small_vocab.vocab_size, None, "cuda")
+    vocab, worlds = small_vocab.vocab_size, place[1]
+    found = run_processes(bundle, vocab, tmp_path / "out", *place, ways=(way,))
+    together = [loss for world in found["worlds"].values() for loss in world["losses"][way]]
+    alone = Run(way, bundle, vocab, None, "cuda")
     losses = alone.steps(0, len(together) + STEPS)
-    last = Run(way, bundle, small_vocab.vocab_size, None, "cuda")
+    last = Run(way, bundle, vocab, None, "cuda")
     one = last.resume(f"{found['out']}.{max(worlds)}.{way}").steps(len(together), STEPS)
     assert [*together, *one] == pytest.approx(losses, abs=1e-5)
     for mine, whole in zip(row_parameters(last.model), row_parameters(alone.model), strict=True):

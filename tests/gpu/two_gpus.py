@@ -153,7 +153,7 @@ def hot_and_host(rank: int, group: ShardGroup) -> None:
     from engram_cli.runtime.sharding.group import wait_for_all
     from engram_cli.runtime.sharding.hot import HotMemory
 
-    device, spec = torch.device("cuda", rank), tier_spec("fp8_e8m0", 256)
+    device, spec = group.devices[0], tier_spec("fp8_e8m0", 256)
     records, hot = random_records(spec, 900), hot_rows(900)
     memory = HotMemory(group, {0: len(hot)}, records.shape[1])
     own = records[torch.from_numpy(hot[rank::2])]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
-from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.requests.corpus import FILL, FillRequest
 from engram_cli.commands.requests.options import (
     ONE_CHUNK_SIZE,
     TOKENIZER_FILES,
@@ -48,7 +48,8 @@ class BuildTableRequest(Request):
     is no such folder, the table has no hits, and the scheme and a checkpoint in `folder` decide
     what the other choices leave open; `folder` None looks for no checkpoint.
 
-    `dim`: values per row, of one head. `std` and `init_seed` are the init's; `fill` is the corpus
+    `centre` and `keep_sums`: see `table.inits.corpus.filled.CorpusFill`. `dim`: values per row, of
+    one head. `std` and `init_seed` are the init's; `fill` is the corpus
     of an init that needs one. `chunk_rows`, `chunk_size`: None for about 128 MiB per chunk.
     `inner_chunk_size`: bytes of the inner chunks in one, None for none. `scale`: for dtypes with
     one scale per layer; None computes it. `fingerprint`: the fingerprint that the layout must have.
@@ -83,6 +84,23 @@ class BuildTableRequest(Request):
     ] = None
     init_seed: Annotated[int | None, Option("Seed of --init normal (0).", least=0)] = None
     fill: Annotated[FillRequest | None, Group(FillRequest)] = None
+    centre: Annotated[
+        str,
+        Option(
+            "What --init next-token centres rows on: the mean over the corpus, or over the "
+            "vocabulary, which no document changes.",
+            panel=FILL,
+            known=("corpus", "vocabulary"),
+        ),
+    ] = "corpus"
+    keep_sums: Annotated[
+        bool,
+        Option(
+            "Keep the sums of all rows in the table, so that engram update adds and removes "
+            "documents.",
+            panel=FILL,
+        ),
+    ] = False
     chunk_rows: ChunkRows = None
     chunk_size: ChunkSize = None
     inner_chunk_size: InnerChunkSize = None
@@ -136,6 +154,23 @@ class BuildTableRequest(Request):
             lambda request: request.fill is not None and request.init_seed is not None,
             "--init-seed does not apply to --init {0.init}",
             "give --embedding-seed",
+        ),
+        Rule(
+            lambda request: request.centre != "corpus" and request.init != "next-token",
+            "--centre {0.centre} does not apply to --init {0.init}",
+            "leave it out, or give --init next-token",
+        ),
+        Rule(
+            lambda request: request.keep_sums and request.fill is None,
+            "--keep-sums without --corpus",
+            "give the corpus that fills the rows, or leave it out",
+        ),
+        Rule(
+            lambda request: (
+                request.keep_sums and request.fill is not None and request.fill.engine != "local"
+            ),
+            "--keep-sums with --engine {0.fill.engine}",
+            "leave one out: sums are kept by builds on this machine",
         ),
     )
 

@@ -72,7 +72,10 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     request = located(request)
     artifact = find_artifact(request.path, request.shape)
     source, coverage = None, None
-    checks = Checks(threads=request.threads or processors(), progress=progress)
+    share = None if request.full else request.fault_share
+    checks = Checks(
+        threads=request.threads or processors(), progress=progress, sums=True, fault_share=share
+    )
     companions = Companions(
         artifact=artifact.path, folder=request.folder, stats=request.stats, vocab=request.vocab
     )
@@ -83,7 +86,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
         else:
             source = _check_artifact(artifact, companions, checks, request.tokenizer)
             if source is not None and source.dim is not None and source.layers:
-                coverage = _check_rows(source, request, checks)
+                coverage = _check_rows(source, checks)
     except ArtifactError as error:
         checks.problems.append(error.message)
     return VerifyResult(
@@ -109,9 +112,9 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     )
 
 
-def _check_rows(source: RowSource, request: VerifyRequest, checks: Checks) -> Coverage:
+def _check_rows(source: RowSource, checks: Checks) -> Coverage:
     """Read rows and take what was found; return which were read."""
-    share = None if request.full else request.fault_share
+    share = checks.fault_share
     found, coverage = check_rows(source, share, threads=checks.threads, progress=checks.progress)
     checks.take_compared(found)
     if not any(each.result == "differs" for each in found):

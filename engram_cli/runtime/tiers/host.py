@@ -7,7 +7,6 @@ this process's own, or one copy for all processes of the machine (`shared_rows`)
 from __future__ import annotations
 
 import mmap
-import os
 import sys
 import threading
 import time
@@ -33,6 +32,7 @@ from engram_cli.runtime.tiers import renew_in_children
 from engram_cli.runtime.tiers.records import patched_records, read_rows, record_layout
 from engram_cli.runtime.tiers.shared_rows import contents, in_file
 from engram_cli.shared_copy import HEADER_BYTES, Advance, Contents, open_copy
+from engram_cli.sizes import processors
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.host_gather import GatherPool
@@ -264,4 +264,4 @@ def _cudart() -> Any:
 
 
 def _threads() -> int:
-    return min(_THREADS, os.cpu_count() or 1)
+    return min(_THREADS, processors())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engram_cli.rows.stored_as import StoredReader
 from engram_cli.table.grid import ChunkedArray
+from engram_cli.table.sums.state import KeptSums
 
 Filler = Callable[[int, NDArray[np.float32]], None]
 """Writes the rows from the first one given into float32[n, dim], contiguous; runs in threads."""
@@ -54,6 +55,20 @@ class InitWithArrays(Init, Protocol):
 
     def values(self, array: ChunkedArray) -> NDArray[Any]:
         """Return the content of one of them."""
+
+
+@runtime_checkable
+class SummedInit(Init, Protocol):
+    """Initial rows whose sums may be kept next to them, so that a corpus can change later."""
+
+    def sums_arrays(self, dim: int) -> list[ChunkedArray]:
+        """Return the arrays of kept sums; none where none are kept."""
+
+    def kept_sums(self, dim: int) -> KeptSums:
+        """Return what describes them."""
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """Return the hash of each document of the corpus, ascending."""
 
 
 @runtime_checkable

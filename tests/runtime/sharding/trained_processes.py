@@ -1,18 +1,20 @@
 """Trains with rows distributed over processes: a program, run by test_trained.py and on GPUs.
 
-    python trained_processes.py BUNDLE VOCAB OUT cpu|cuda|cuda:0 WORLD ...
+    python trained_processes.py BUNDLE VOCAB OUT cpu|cuda|cuda:0 WAYS WORLD ...
 
-For each world, the first process writes what it found to OUT.WORLD. Three processes resume what two
-saved. Processes on the CPU, or all on one GPU (cuda:0), use gloo; those with a GPU each use NCCL.
-They are forked: torch is imported once.
+For each world, the first process writes what it found to OUT.WORLD. WAYS, as in the list WAYS and
+divided by semicolons, say how to train; three processes resume what two saved. Processes on the
+CPU, or all on one GPU (cuda:0), use gloo; those with a GPU each use NCCL. They are forked: torch is
+imported once.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -271,10 +273,15 @@ def refusals(bundle: str, vocab: int, device: str, out: str) -> dict[str, str]:
 
 
 def run_processes(
-    bundle: Path, vocab: int, out: Path, device: str, worlds: tuple[int, ...]
+    bundle: Path,
+    vocab: int,
+    out: Path,
+    device: str,
+    worlds: tuple[int, ...],
+    ways: Sequence[str] = WAYS,
 ) -> dict[str, Any]:
     """Run this program, and return what its processes found, by world, and where they saved."""
-    arguments = [str(bundle), str(vocab), str(out), device, *map(str, worlds)]
+    arguments = [str(bundle), str(vocab), str(out), device, ";".join(ways), *map(str, worlds)]
     command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -303,8 +310,11 @@ def check_exchange(ranks: list[dict[str, Any]], case: str, dtype: torch.dtype) -
     assert all(own["again"] for own in ranks), "not the same bits every time"
 
 
-def process(rank: int, world: int, bundle: str, vocab: int, out: str, device: str) -> None:
+def process(
+    rank: int, world: int, bundle: str, vocab: int, out: str, device: str, ways: str
+) -> None:
     """What each process does."""
+    faulthandler.enable()
     torch.set_num_threads(1)
     own, backend = None, "gloo"
     if device == "cuda":
@@ -323,7 +333,7 @@ def process(rank: int, world: int, bundle: str, vocab: int, out: str, device: st
         "refusals": gathered(refusals(bundle, vocab, device, out)),
         "losses": {},
     }
-    for way in WAYS:
+    for way in filter(None, ways.split(";")):
         run = Run(way, bundle, vocab, rank, device)
         first = 0
         if world == 3:
@@ -345,10 +355,10 @@ if __name__ == "__main__":
 
     import engram_cli.runtime.saving  # noqa: F401
 
-    for size in map(int, sys.argv[5:]):
+    for size in map(int, sys.argv[6:]):
         torch.multiprocessing.start_processes(
             process,
-            (size, sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]),
+            (size, sys.argv[1], int(sys.argv[2]), *sys.argv[3:6]),
             nprocs=size,
             start_method="fork",
         )

@@ -33,15 +33,22 @@ P = TypeVar("P", bound="Part")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ColumnVectors:
-    """The vectors int16[V, w] of a column, their scale, and their mean float64[w] to subtract."""
+    """The vectors int16[V, w] of a column, their scale, and their mean float64[w] to subtract.
+
+    `total` int64[w]: the sum that the mean was made from.
+    """
 
     values: NDArray[np.int16]
     scale: float
     mean: NDArray[np.float64]
+    total: NDArray[np.int64]
 
 
 class ColumnPart:
-    """Makes the rows begin..end-1 of a column. All pairs must be measured, then dealt out."""
+    """Makes the rows begin..end-1 of a column. All pairs must be measured, then dealt out.
+
+    `records` int64[rows of the column, 1 + w]: where count and sums of each row are kept too.
+    """
 
     def __init__(self, plan: LayerPlan, column: int, span: Span, vectors: ColumnVectors) -> None:
         begin, end = span
@@ -54,6 +61,12 @@ class ColumnPart:
         self._places = self._ends.copy()
         self._entries = np.empty(0, dtype=np.uint64)
         self._sorted = _Sorted()
+        self.records: NDArray[np.int64] | None = None
+
+    @property
+    def buckets(self) -> int:
+        """The number of buckets of rows."""
+        return len(self._ends)
 
     def measure(self, pairs: NDArray[np.uint64]) -> None:
         """Count the room that pairs [2 * n] take."""
@@ -83,19 +96,36 @@ class ColumnPart:
             bucket = at >> self.shift
             inside = at - (bucket << self.shift)
             count = min(height - inside, last - at)
-            values, begins = self._by_row(bucket)
+            values, begins = self.by_row(bucket)
             target = out[at - base : at - base + count]
-            kernels.fill_rows(values, begins[inside:], self._values, own.mean, own.scale, target)
+            begins = begins[inside:]
+            if self.records is None:
+                kernels.fill_rows(values, begins, self._values, own.mean, own.scale, target)
+            else:
+                where = self._begin + at
+                self._keep(values, begins, self.records[where : where + count], target)
             at += count
+
+    def _keep(
+        self,
+        values: NDArray[np.uint32],
+        begins: NDArray[np.int32],
+        records: NDArray[np.int64],
+        out: NDArray[np.float32],
+    ) -> None:
+        sums, hits = np.zeros(out.shape, dtype=np.int64), np.zeros(len(out), dtype=np.int64)
+        kernels.add_rows(values, begins, self._values, sums, hits)
+        kernels.finish(sums, hits, self._own.mean, self._own.scale, out)
+        records[:, 0], records[:, 1:] = hits, sums
 
     def add(self, sums: NDArray[np.int64], hits: NDArray[np.int64]) -> None:
         """Add all to `sums` int64[end - begin, w], counts to `hits` int64[end - begin]."""
         for bucket in range(len(self._ends)):
             own = slice(bucket << self.shift, bucket + 1 << self.shift)
-            values, begins = self._by_row(bucket)
+            values, begins = self.by_row(bucket)
             kernels.add_rows(values, begins, self._values, sums[own], hits[own])
 
-    def _by_row(self, bucket: int) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+    def by_row(self, bucket: int) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
         """Return the values of a bucket by row, and where those of each row begin.
 
         A thread keeps its last bucket: rows are asked for in pieces that do not end where buckets

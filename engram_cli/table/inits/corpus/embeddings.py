@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.schemes.qwen_ple import splitmix64
+from engram_cli.jit import LANES
 from engram_cli.table.inits import kernels as normal_kernels
 from engram_cli.table.inits.corpus import kernels
 from engram_cli.table.inits.normal import DEFAULT_STD, GENERATOR
@@ -45,6 +46,12 @@ class Embeddings(Protocol):
 
     def vectors(self, layer: int, column: int, dim: int) -> Vectors:
         """Return int16[V, dim] and the scale to multiply them by."""
+
+    def some(
+        self, layer: int, column: int, dim: int, tokens: NDArray[np.int64], scale: float
+    ) -> NDArray[np.int16]:
+        """Return the vectors of `tokens` [n], ascending, as int16[n, W], padded to a multiple of 16
+        values. `scale`: that of `vectors`, which takes all tokens to find."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +95,18 @@ class RandomEmbeddings:
             values = seeded_normal(self.seed, layer, column, count, dim, _RANDOM_STEPS, first=begin)
             found[begin : begin + count] = np.rint(values, out=values)
         return found, self.std / _RANDOM_STEPS
+
+    def some(
+        self, layer: int, column: int, dim: int, tokens: NDArray[np.int64], scale: float
+    ) -> NDArray[np.int16]:
+        """Draw the vectors of `tokens` alone."""
+        from engram_cli.table.sums.kernels import random_vectors
+
+        found = _room(len(tokens), dim)
+        buffer = np.empty(2 * -(-dim // 2), dtype=np.float32)
+        key, std = _key(self.seed, layer, column), np.float32(_RANDOM_STEPS)
+        random_vectors(key, std, tokens, dim, buffer, found)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +157,38 @@ class MatrixEmbeddings:
         scale = largest / _STEPS if largest else 1.0
         return np.rint(values.astype(np.float64) / scale).astype(np.int16), scale
 
+    def some(
+        self, layer: int, column: int, dim: int, tokens: NDArray[np.int64], scale: float
+    ) -> NDArray[np.int16]:
+        """Project the rows of `tokens` alone."""
+        seen, found = self.projection(layer, column, dim), _room(len(tokens), dim)
+        for begin in range(0, self.tokens, _BLOCK):
+            end = min(begin + _BLOCK, self.tokens)
+            low, high = np.searchsorted(tokens, (begin, end))
+            if low == high:
+                continue
+            rows = np.asarray(self.read(begin, end), dtype=np.float32)[tokens[low:high] - begin]
+            values = np.empty((len(rows), dim), dtype=np.float32)
+            kernels.project(np.ascontiguousarray(rows), seen, values)
+            found[low:high, :dim] = np.rint(values.astype(np.float64) / scale).astype(np.int16)
+        return found
+
+
+def _key(seed: int, layer: int, column: int) -> np.uint64:
+    """Return the key of the generator of a layer and column."""
+    return np.uint64(splitmix64((splitmix64((splitmix64(seed) + layer) % 2**64) ^ column) % 2**64))
+
+
+def _room(tokens: int, dim: int) -> NDArray[np.int16]:
+    """Return int16[tokens, W] of zeros, W the multiple of 16 from `dim` on."""
+    return np.zeros((tokens, -(-dim // LANES) * LANES), dtype=np.int16)
+
 
 def seeded_normal(
     seed: int, layer: int, column: int, rows: int, dim: int, std: float, *, first: int = 0
 ) -> NDArray[np.float32]:
     """Return normal values float32[rows, dim] of a layer and column, from row `first` on."""
-    key = np.uint64(splitmix64((splitmix64((splitmix64(seed) + layer) % 2**64) ^ column) % 2**64))
+    key = _key(seed, layer, column)
     pairs = -(-dim // 2)
     values = np.empty((rows, 2 * pairs), dtype=np.float32)
     start = np.uint64(first * pairs)

@@ -38,7 +38,15 @@ from engram_cli.table.inits.corpus.buckets import (
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.pairs import TokenPairs, check_fold, write_pairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
+from engram_cli.table.sums.state import (
+    ColumnState,
+    KeptSums,
+    documents_array,
+    map_sums,
+    sums_array,
+)
 
+CENTRES = ("corpus", "vocabulary")
 _ENTRY = 8  # bytes of a pair in a bucket
 LEAST_MEMORY = 64 * 2**20
 _TOGETHER = 2  # columns dealt out together: reading pairs for one alone took 3 ns each of 12
@@ -46,17 +54,24 @@ _TOGETHER = 2  # columns dealt out together: reading pairs for one alone took 3 
 
 @dataclass(slots=True)
 class Kept:
-    """What one pass leaves to the next: memory, and how often each token follows another one."""
+    """What one pass leaves to the next: memory, and how often each token follows another one.
+
+    `columns`: the vectors of each column in numbers, by layer and column, where sums are kept.
+    """
 
     buffer_pool: BufferPool = field(default_factory=BufferPool)
     followed: NDArray[np.int64] | None = None
+    columns: dict[tuple[int, int], ColumnState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusFill:
     """Rows from the corpus in `file`, made within about `memory` bytes.
 
-    `joined`: n-grams run across documents. `memory`, `threads` and `progress` change no row.
+    `joined`: n-grams run across documents. `centre`: whose mean next-token subtracts: that of the
+    corpus, or of all tokens of the vocabulary, each once. `sums`: the folder of the table in which
+    the sums of all rows are kept, None to keep none. `memory`, `threads`, `progress` and `sums`
+    change no row.
     """
 
     name: str
@@ -64,6 +79,8 @@ class CorpusFill:
     file: TokenFile
     embeddings: Embeddings
     joined: bool = False
+    centre: str = "corpus"
+    sums: Path | None = None
     memory: int = 2**30
     threads: int = 1
     progress: Progress = SILENT
@@ -73,6 +90,17 @@ class CorpusFill:
         if self.memory < LEAST_MEMORY:
             raise InputError(f"{self.memory} bytes of memory", "give 64MiB or more")
         check_fold(self.layout)
+        if self.centre not in CENTRES:
+            raise InputError(f"unknown centre '{self.centre}'", f"known: {', '.join(CENTRES)}")
+        if self.centre != "corpus" and self.name != "next-token":
+            raise InputError(
+                f"--centre {self.centre} does not apply to --init {self.name}", "leave it out"
+            )
+        if self.sums is not None and self.joined:
+            raise InputError(
+                "--keep-sums with --join-documents",
+                "leave one out: n-grams that cross documents cannot be added or removed with one",
+            )
         if self.layout.vocab_size > 1 << TOKEN_BITS:
             raise InputError(
                 f"a vocabulary of {self.layout.vocab_size:,} tokens",
@@ -87,13 +115,17 @@ class CorpusFill:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The corpus by its tokens, how it was read, and the embeddings."""
+        """The corpus by its documents, how it was read, the embeddings and their centre.
+
+        No order of documents changes the rows, unless n-grams cross them.
+        """
         return {
             "tokens": self.file.tokens,
             "documents": self.file.documents,
-            "tokens_xxh64": self.file.digest,
+            **corpus_digest(self.file, self.joined),
             "join_documents": self.joined,
             "embeddings": self.embeddings.parameters,
+            **({} if self.centre == "corpus" else {"centre": self.centre}),
         }
 
     @property
@@ -122,6 +154,51 @@ class CorpusFill:
             largest = float(np.abs(own.values.astype(np.int32)).max(initial=0))
             found = max(found, (largest + float(np.abs(own.mean).max())) * own.scale)
         return found
+
+    def sums_arrays(self, dim: int) -> list[ChunkedArray]:
+        """Return what is kept for updates: the sums of each layer, and the documents' hashes."""
+        if self.sums is None:
+            return []
+        layers = [sums_array(entry.layer, entry.rows, dim) for entry in self.layout.layers]
+        return [*layers, documents_array(max(self.file.documents, 1))]
+
+    def kept_sums(self, dim: int) -> KeptSums:
+        """Return what the sums of all columns need besides: made when the rows are there."""
+        states = {
+            (entry.layer, column): self._column_state(entry.layer, column, dim)
+            for entry in self.layout.layers
+            for column in range(self.layout.columns)
+        }
+        return KeptSums(
+            fingerprint=self.layout.fingerprint,
+            dim=dim,
+            init=self.name,
+            parameters=self.parameters,
+            columns=states,
+            followed=0 if (followed := self.followed()) is None else int(followed.sum()),
+        )
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """Return the hash of each document of the corpus, ascending."""
+        from engram_cli.table.inits.corpus.documents import document_hashes
+
+        return document_hashes(self.file.map())
+
+    def _column_state(self, layer: int, column: int, dim: int) -> ColumnState:
+        if (layer, column) not in self.kept.columns:
+            self._vectors(layer, column, dim)
+        return self.kept.columns[layer, column]
+
+    def _vectors(self, layer: int, column: int, dim: int) -> ColumnVectors:
+        """Return the vectors of a column; where sums are kept, note them in numbers."""
+        own = column_vectors(self.embeddings, layer, column, dim, self.followed())
+        if self.sums is not None:
+            self.kept.columns[layer, column] = ColumnState(
+                scale=own.scale,
+                largest=int(np.abs(own.values.astype(np.int32)).max(initial=0)),
+                total=tuple(own.total.tolist()),
+            )
+        return own
 
     def arrays(self, dim: int) -> list[ChunkedArray]:
         """Return the projections, one array a layer: a matrix [hidden, dim] for each column."""
@@ -177,16 +254,22 @@ class CorpusFill:
         pair_files = {order: self._pair_file(layer, order, scratch) for order in sorted(orders)}
         for path in set(scratch.glob("pairs-*")) - set(pair_files.values()):
             path.unlink()
-        followed = self.followed()
+        self.followed()  # once, before threads ask for it
         plan = plan_layer(self.layout, entry)
+        records = None if self.sums is None else map_sums(self.sums, layer, entry.rows, dim)
 
         def deal(spans: Mapping[int, Span]) -> dict[int, ColumnPart]:
             pairs = map_pairs(pair_files[self.layout.orders[min(spans) // self.layout.heads]])
             take = self.kept.buffer_pool.take
 
             def some(own: dict[int, Span]) -> dict[int, ColumnPart]:
-                vectors = {c: column_vectors(self.embeddings, layer, c, dim, followed) for c in own}
-                return deal_out([pairs], plan, own, vectors, take)
+                vectors = {c: self._vectors(layer, c, dim) for c in own}
+                parts = deal_out([pairs], plan, own, vectors, take)
+                if records is not None:
+                    for column, part in parts.items():
+                        first = entry.offsets[column]
+                        part.records = records[first : first + entry.moduli[column]]
+                return parts
 
             made: dict[int, ColumnPart] = {}
             with ThreadPoolExecutor(self.threads) as pool:
@@ -235,7 +318,10 @@ class CorpusFill:
     def followed(self) -> NDArray[np.int64] | None:
         """Return the weights int64[V] of the mean that is subtracted, None where none is."""
         if self.name == "next-token" and self.kept.followed is None:
-            self.kept.followed = self.token_pairs.follower_counts()
+            if self.centre == "vocabulary":
+                self.kept.followed = np.ones(self.embeddings.tokens, dtype=np.int64)
+            else:
+                self.kept.followed = self.token_pairs.follower_counts()
         return self.kept.followed
 
     @property
@@ -297,6 +383,13 @@ def columns_of(entry: LayerHash, span: Span) -> Iterator[tuple[int, Span]]:
             yield column, (begin, end)
 
 
+def corpus_digest(file: TokenFile, joined: bool) -> dict[str, str]:
+    """Return what names the corpus among the parameters of an init."""
+    if joined:
+        return {"tokens_xxh64": file.digest}
+    return {"documents_xxh64": file.documents_digest}
+
+
 def column_vectors(
     embeddings: Embeddings,
     layer: int,
@@ -311,7 +404,7 @@ def column_vectors(
     if followed is not None and followed.any():
         kernels.weighted_sum(values, followed[: len(values)], sums)
         mean = sums.astype(np.float64) / np.float64(followed.sum())
-    return ColumnVectors(values=values, scale=scale, mean=mean)
+    return ColumnVectors(values=values, scale=scale, mean=mean, total=sums)
 
 
 def fill_columns(

@@ -36,19 +36,21 @@ KEEP_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenFile:
-    """A finished token file: `digest` is the XXH64 of its bytes, `largest` the largest id."""
+    """A finished token file: `digest` is the XXH64 of its bytes, `largest` the largest id.
+
+    `documents_digest`: of its documents in any order, see `documents.documents_digest`.
+    """
 
     path: Path
     tokens: int
     documents: int
     largest: int
     digest: str
+    documents_digest: str = ""
 
     def map(self) -> NDArray[np.uint32]:
         """Map the words, uint32[tokens]."""
-        if not self.tokens:
-            return np.empty(0, dtype=np.uint32)
-        return np.memmap(self.path, dtype="<u4", mode="r", shape=(self.tokens,))
+        return _mapped(self.path, self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -198,6 +200,8 @@ class TokenWriter:
             part.write_text(json.dumps(state), encoding="utf-8")
 
     def _file(self) -> TokenFile:
+        from engram_cli.table.inits.corpus.documents import documents_digest
+
         path = self.folder / TOKENS
         return TokenFile(
             path=path,
@@ -205,4 +209,12 @@ class TokenWriter:
             documents=self.documents,
             largest=self.largest,
             digest=file_checksum(path),
+            documents_digest=documents_digest(_mapped(path, self.tokens)),
         )
+
+
+def _mapped(path: Path, tokens: int) -> NDArray[np.uint32]:
+    """Map the words of a token file; kernels take only arrays that could be written."""
+    if not tokens:
+        return np.empty(0, dtype=np.uint32)
+    return np.memmap(path, dtype="<u4", mode="c", shape=(tokens,))

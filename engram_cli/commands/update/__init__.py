@@ -1,0 +1,1 @@
+"""engram update: documents added to a table, and documents removed from it."""

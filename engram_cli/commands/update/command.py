@@ -1,0 +1,202 @@
+"""update: documents in; a table of exactly the rows that a build with or without them makes."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from engram_cli.commands.requests.options import located
+from engram_cli.commands.requests.update import UpdateTableRequest
+from engram_cli.commands.update.documents import (
+    DocumentReader,
+    memory_of_update,
+    read_change,
+    remove_scratch,
+    table_vectors,
+)
+from engram_cli.commands.update.refill import refill
+from engram_cli.commands.update.result import DocumentCount, UpdateTableResult
+from engram_cli.corpus.sources import Sources
+from engram_cli.errors import InputError
+from engram_cli.files import address_of, output_errors
+from engram_cli.outputs import check_output, new_folder, prepare_output
+from engram_cli.patches import LayerPatch, stored_patch, write_patch
+from engram_cli.patches.patch_file import PATCH
+from engram_cli.progress import SILENT, Progress
+from engram_cli.rows import DTYPES
+from engram_cli.sizes import processors
+from engram_cli.table.inits.corpus.embeddings import Embeddings
+from engram_cli.table.lock import build_lock
+from engram_cli.table.places import TABLE, clear_place
+from engram_cli.table.store import open_table
+from engram_cli.table.sums.copy import copy_table
+from engram_cli.table.sums.update import (
+    DocumentChange,
+    OpenTable,
+    TableUpdate,
+    already_done,
+    open_for_update,
+)
+
+
+def update_table(request: UpdateTableRequest, progress: Progress = SILENT) -> UpdateTableResult:
+    """Add documents to a table and remove documents from it.
+
+    The table then has the digest of a build from the corpus with or without them. It is changed in
+    place, or written to `request.out`. An update that was killed is completed by the same request;
+    until then the table does not load. Raises InputError for a table that cannot be updated,
+    MismatchError for documents that never filled it, CorpusError, TokenIdError, ArtifactError for
+    damaged sums, OutputError.
+    """
+    begin = time.perf_counter()
+    request = located(request)
+    path = request.table
+    for each in (path, request.out):
+        if each is not None and address_of(each) is not None:
+            raise InputError(
+                f"{address_of(each)} is an address, and tables are updated on this machine",
+                "download the table, update it, then upload it",
+            )
+    if request.sources:
+        return refill(request, progress)
+    place = request.out or path
+    with ExitStack() as stack:
+        if request.out is not None:
+            inputs = [path, *request.add, *request.remove]
+            prepare_output(
+                place, TABLE, force=request.force, inputs=inputs, dry_run=request.dry_run
+            )
+        if not os.path.lexists(path):
+            open_table(path)  # says that there is none, or that it is half-built
+        clear_place(path)
+        stack.enter_context(build_lock(path))
+        return _prepared(request, path, place, stack, progress).run(begin)
+
+
+def _prepared(
+    request: UpdateTableRequest, path: Path, place: Path, stack: ExitStack, progress: Progress
+) -> _Work:
+    """Open the table, then read the documents. `place`: where scratch files lie next to."""
+    table = open_for_update(path)
+    if table.interrupted is not None and request.out is not None:
+        raise InputError(
+            f"{path} is half-updated", "complete it first: run the interrupted update again"
+        )
+    if request.patch is not None and table.interrupted is None and not request.dry_run:
+        check_output(request.patch, PATCH, force=request.force, option="--patch")
+    reader = DocumentReader(request, path, table.layout, progress)
+    sides: list[Sources | None] = [
+        reader.find(sources) if sources else None for sources in (request.add, request.remove)
+    ]
+    vectors = table_vectors(request, path, table.layout, table.about.attributes["init"])
+    change = read_change(reader, place, stack, tuple(sides))
+    return _Work(
+        request=request, table=table, change=change, vectors=vectors, place=place, progress=progress
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """An update of `table`, whose documents are read; `place`: where the table will be."""
+
+    request: UpdateTableRequest
+    table: OpenTable
+    change: DocumentChange
+    vectors: Embeddings
+    place: Path
+    progress: Progress
+
+    def run(self, begin: float) -> UpdateTableResult:
+        """Check, then write what was asked for; return what was done since `begin`."""
+        request, table = self.request, self.table
+        if already_done(table, self.change):
+            remove_scratch(self.change)
+            digest = str(table.about.attributes["digest"])
+            return self._result(None, begin, digest=digest, completed=True)
+        update = self._update(table)
+        self.progress.note(f"updating within about {update.memory_bytes / 1e6:,.0f} MB of memory")
+        touched = None
+        patch = None
+        if table.interrupted is None:
+            touched, rows = update.check(wanted=request.patch is not None)
+            if request.patch is not None and not request.dry_run:
+                patch = self._write_patch(request.patch, rows)
+        if request.dry_run:
+            remove_scratch(self.change)
+            return self._result(update, begin, touched=touched)
+        if request.out is None:
+            digest = update.apply()
+        else:
+            with new_folder(self.place, TABLE, force=request.force) as folder:
+                copy_table(table.about.path, folder)
+                digest = self._update(open_for_update(folder)).apply()
+        remove_scratch(self.change)
+        completed = table.interrupted is not None
+        return self._result(
+            update, begin, touched=touched, digest=digest, completed=completed, patch=patch
+        )
+
+    def _update(self, table: OpenTable) -> TableUpdate:
+        return TableUpdate(
+            table,
+            self.change,
+            self.vectors,
+            threads=self.request.threads or processors(),
+            memory=memory_of_update(self.request) // 4,
+            progress=self.progress,
+        )
+
+    def _write_patch(self, out: Path, rows: dict[int, LayerPatch]) -> Path:
+        facts = {}
+        for name, file in zip(("added", "removed"), self.change.sides, strict=True):
+            if file is not None:
+                facts[name] = f"{file.documents} documents, {file.tokens} tokens"
+        said = "; ".join(f"{name} {text}" for name, text in facts.items())
+        base = open_table(self.table.about.path)
+        patch = stored_patch(base, rows, description=f"engram update: {said}", facts=facts)
+        with output_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        write_patch(out, patch, force=self.request.force)
+        return out
+
+    def _result(
+        self,
+        update: TableUpdate | None,
+        begin: float,
+        *,
+        touched: int | None = None,
+        digest: str = "",
+        completed: bool = False,
+        patch: Path | None = None,
+    ) -> UpdateTableResult:
+        about = self.table.about
+        init = about.attributes["init"]
+        after = init["parameters"] if update is None else update.parameters
+        row_type = DTYPES.load(about.dtype)
+        return UpdateTableResult(
+            table=about.path,
+            out=self.place,
+            added=DocumentCount.of(self.change.added),
+            removed=DocumentCount.of(self.change.removed),
+            documents=int(after["documents"]),
+            tokens=int(after["tokens"]),
+            centre=after.get("centre", "corpus") if init["name"] == "next-token" else None,
+            refilled=False,
+            rows=sum(entry.rows for entry in about.layout.layers),
+            touched_rows=touched,
+            written_rows=None
+            if update is None or touched is None
+            else update.rows_written(touched),
+            row_bytes=row_type.row_bytes(about.dim),
+            sums_bytes=self.table.sums.stored_bytes,
+            memory_bytes=0 if update is None else update.memory_bytes,
+            digest_before=str(about.attributes["digest"]),
+            digest=digest,
+            written=bool(digest),
+            completed=completed,
+            patch=patch,
+            seconds=time.perf_counter() - begin,
+        )

@@ -1,0 +1,153 @@
+"""Kills updates at random steps: run as a script with a folder, it prints what it found as JSON.
+
+A step is a write: of a slot, of records, of rows, of a note that a bucket is done, and every file
+that is opened for writing, renamed or removed. The process ends itself by SIGKILL in the middle of
+the step: half of the bytes are written. The same update then completes the table, in the bytes of a
+build from the other corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from table.tables import mapped_layout
+from table.updated import built, content, documents, prepared
+
+from engram_cli.errors import IncompleteError
+from engram_cli.formats.zarr_table import verify_table
+from engram_cli.table.store import open_table
+from engram_cli.table.sums import journal, layer, rows
+
+CASES = 20
+HOW: dict[str, Any] = {"dtype": "fp8_e8m0", "dim": 32, "chunk_rows": 53}
+
+
+def main(folder: Path, cases: int) -> None:
+    """Print the states in which killed updates left the table, and how many were killed."""
+    layout = mapped_layout()
+    texts = documents(layout.vocab_size, 24, 1)
+    stay, gone, new = texts[:15], texts[15:20], texts[20:24]
+    states, killed = [], 0
+    for case in range(cases):
+        chance = random.Random(case)
+        centre = chance.choice(["corpus", "vocabulary"])
+        old, other, table = (folder / f"{name}.zarr" for name in ("old", "new", "t"))
+        for path in (old, other, table):
+            shutil.rmtree(path, ignore_errors=True)
+        before = built(old, layout, [*stay, *gone], centre=centre, **HOW)
+        after = built(other, layout, [*stay, *new], centre=centre, **HOW)
+        shutil.copytree(old, table)
+        step = chance.randrange(1, 110)
+        while died(table, new, gone, step, threads=1 + case % 2):
+            killed += 1
+            states.append(state(table, before, after))
+            if states[-1] == "new" and not (table / "sums" / "update.json").exists():
+                break  # killed after the last step
+            step = chance.randrange(1, 110)
+        states.append(state(table, before, after))
+        assert states[-1] == "new", states
+        assert content(table) == content(other)
+    print(json.dumps({"killed": killed, "states": sorted(set(states))}))
+
+
+def state(path: Path, before: str, after: str) -> str:
+    """What a reader finds: the old table or the new one, whole, or one that does not load."""
+    try:
+        digest = open_table(path).digest
+    except IncompleteError:
+        return "half-updated"
+    assert verify_table(path).ok
+    return {before: "old", after: "new"}[digest]
+
+
+def died(path: Path, new: Any, gone: Any, step: int, threads: int) -> bool:
+    """Update in a child that kills itself at `step`; whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        try:
+            kill_at(step, path)
+            try:
+                work = prepared(path, new, gone, threads=threads)
+            except StopIteration:  # the table was complete, and only the journal was left
+                os._exit(0)
+            if work.table.interrupted is None:
+                work.check()
+            work.apply()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
+        raise SystemExit(f"an update failed after a kill (step {step})")
+    return os.WIFSIGNALED(status)
+
+
+def kill_at(step: int, path: Path) -> None:
+    """Have this process kill itself in the middle of the n-th step in the table."""
+    left = step
+
+    def last() -> bool:
+        nonlocal left
+        left -= 1
+        return left == 0
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def halved(original: Any, where: int) -> Any:
+        """Do the first half of a write of lines, and half of the next line."""
+
+        def write(*given: Any) -> None:
+            if not last():
+                return original(*given)
+            arguments = list(given)
+            lines, values = np.asarray(given[where]), given[where + 1]
+            half = len(lines) // 2
+            arguments[where : where + 2] = [lines[:half].copy(), values[:half].copy()]
+            original(*arguments)
+            target, first = given[0], given[1]
+            width = values.shape[1] // 2
+            target[first + lines[half], :width] = values[half, :width]
+            die()
+            return None
+
+        return write
+
+    def torn(handle: int, data: Any, at: int) -> int:
+        if last():
+            write_at(handle, data[: len(data) // 2], at)
+            die()
+        return write_at(handle, data, at)
+
+    def event(name: str, given: tuple[Any, ...]) -> None:
+        if name in ("os.rename", "os.remove", "open") and str(given[0]).startswith(str(path)):
+            written = name != "open" or (given[1] is not None and set(str(given[1])) & set("wax"))
+            if written and last():
+                die()
+
+    write_at = journal._write_at
+    journal._write_at = torn
+    layer.kernels.store_records = halved(layer.kernels.store_records, 2)
+    rows.kernels.store_bytes = halved(rows.kernels.store_bytes, 2)
+    noted = journal.UpdateJournal.note
+
+    def note(self: journal.UpdateJournal, number: int) -> None:
+        if last():
+            die()
+        noted(self, number)
+
+    journal.UpdateJournal.note = note  # type: ignore[method-assign]
+    sys.addaudithook(event)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else CASES)
