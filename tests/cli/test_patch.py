@@ -31,16 +31,16 @@ def test_apply_list_undo(engram_with_table: Engram) -> None:
     before = contents(engram.folder)
     done = engram("patch", "apply", "t.zarr", "one.patch.safetensors", "two.patch.safetensors")
     assert done.code == 0
-    assert "patch 2 gives 1 rows of patch 1 other values, such as row 5 of layer 0" in done.stdout
-    listed = json.loads(engram("patch", "list", "t.zarr", "--json").stdout)
+    assert "patch 2 gives 1 rows of patch 1 other values, such as row 5 of layer 0" in done.out
+    listed = json.loads(engram("patch", "list", "t.zarr", "--json").out)
     assert [each["description"] for each in listed["patches"]] == ["one", "two"]
     assert [each["can_undo"] for each in listed["patches"]] == [True, True]
     again = engram("patch", "apply", "t.zarr", "two.patch.safetensors")
-    assert "applied already" in again.stdout
+    assert "applied already" in again.out
     refused = engram("patch", "undo", "t.zarr", "1")
     assert refused.code == 2
     assert "patch 2 has rows of patch 1" in refused.error_line
-    undone = json.loads(engram("patch", "undo", "t.zarr", "--all", "--json").stdout)
+    undone = json.loads(engram("patch", "undo", "t.zarr", "--all", "--json").out)
     assert [each["description"] for each in undone["undone"]] == ["two", "one"]
     assert undone["left"] == 0
     assert contents(engram.folder) == before
@@ -54,7 +54,7 @@ def test_stack_and_show(engram_with_table: Engram) -> None:
     assert engram("patch", "stack", "t.zarr", names[0], "far.patch.safetensors").code == 0
     shown = engram("patch", "show", "both.patch.safetensors", "--base", "t.zarr", "--json")
     assert shown.code == 0
-    found = json.loads(shown.stdout)
+    found = json.loads(shown.out)
     assert (found["rows"], found["fits"], found["description"]) == (3, "", "one; two")
     # Applied in turn to a copy, both are what the stack is.
     engram("patch", "apply", "t.zarr", *names, "--out", "turn.zarr")
@@ -63,7 +63,7 @@ def test_stack_and_show(engram_with_table: Engram) -> None:
     assert np.array_equal(turn.vectors(0, range(212)), stack.vectors(0, range(212)))
     other = engram("patch", "show", names[0], "--base", "turn.zarr")
     assert other.code == 1
-    assert "made for another table" in " ".join(other.stdout.split())
+    assert "made for another table" in " ".join(other.out.split())
 
 
 def test_a_patch_of_another_base_needs_an_option(engram_with_table: Engram) -> None:
@@ -80,8 +80,8 @@ def test_inspect_says_what_a_half_patched_table_is(engram_with_table: Engram) ->
     engram = engram_with_table
     open_target(engram.folder / "t.zarr").mark({"digest": "x"})
     shown = engram("inspect", "t.zarr")
-    assert "half-patched" in shown.stdout
-    assert "engram patch undo" in " ".join(shown.stdout.split())
+    assert "half-patched" in shown.out
+    assert "engram patch undo" in " ".join(shown.out.split())
     engram_file = engram("inspect", "one.patch.safetensors")
     assert engram_file.code == 2
     assert "engram patch show" in engram_file.error_line
@@ -105,7 +105,7 @@ def test_a_patch_behind_an_address(
     try:
         address = f"http://127.0.0.1:{server.server_port}/one.patch.safetensors"
         done = engram("patch", "apply", "t.zarr", address, "--out", "new.zarr")
-        assert done.code == 0, done.stderr
+        assert done.code == 0, done.err
         assert engram("patch", "show", address).code == 0
     finally:
         server.shutdown()
