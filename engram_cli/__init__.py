@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.patch.command import show_patch as show_patch
     from engram_cli.commands.patch.command import stack_patches as stack_patches
     from engram_cli.commands.patch.command import undo_patch as undo_patch
+    from engram_cli.commands.patch_make.command import make_patch_of_facts as make_patch_of_facts
+    from engram_cli.commands.patch_make.result import PatchMakeResult as PatchMakeResult
     from engram_cli.commands.plan.command import PlanResult as PlanResult
     from engram_cli.commands.plan.command import plan as plan
     from engram_cli.commands.probe import ProbeResult as ProbeResult
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.patch import ShowPatchRequest as ShowPatchRequest
     from engram_cli.commands.requests.patch import StackPatchesRequest as StackPatchesRequest
     from engram_cli.commands.requests.patch import UndoPatchRequest as UndoPatchRequest
+    from engram_cli.commands.requests.patch_make import PatchMakeRequest as PatchMakeRequest
     from engram_cli.commands.requests.plan import Budget as Budget
     from engram_cli.commands.requests.plan import PlanRequest as PlanRequest
     from engram_cli.commands.requests.probe import ProbeRequest as ProbeRequest
@@ -205,6 +208,8 @@ _HOMES = {
     "MergeStatsResult": "engram_cli.commands.merge_stats",
     "MismatchError": "engram_cli.errors",
     "OutputError": "engram_cli.errors",
+    "PatchMakeRequest": "engram_cli.commands.requests.patch_make",
+    "PatchMakeResult": "engram_cli.commands.patch_make.result",
     "PlanRequest": "engram_cli.commands.requests.plan",
     "PlanResult": "engram_cli.commands.plan.command",
     "ProbeRequest": "engram_cli.commands.requests.probe",
@@ -246,6 +251,7 @@ _HOMES = {
     "hash_tokens": "engram_cli.hashing.hasher",
     "inspect": "engram_cli.commands.inspect.command",
     "lookup": "engram_cli.commands.lookup.command",
+    "make_patch_of_facts": "engram_cli.commands.patch_make.command",
     "merge_stats": "engram_cli.commands.merge_stats",
     "open_table": "engram_cli.table.store",
     "plan": "engram_cli.commands.plan.command",
@@ -316,6 +322,8 @@ __all__ = [
     "OutputError",
     "Patch",
     "PatchInfo",
+    "PatchMakeRequest",
+    "PatchMakeResult",
     "PlanRequest",
     "PlanResult",
     "ProbeRequest",
@@ -367,6 +375,7 @@ __all__ = [
     "list_patches",
     "lookup",
     "make_patch",
+    "make_patch_of_facts",
     "merge_stats",
     "open_table",
     "plan",

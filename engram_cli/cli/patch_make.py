@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def make(request: PatchMakeRequest, terminal: Terminal) -> None:
     """Teach a model facts by changing a few rows of its memory, and write them as a patch.
 
-    Of the rows that the facts' n-grams read, those are changed that the corpus reads least. Prints
-    what else reads them, and measures on held-out text how far the model moved.
+    Of the rows that the facts' n-grams read, those are changed that move the facts most for each
+    look-up of the corpus. Prints what else reads them, and measures on held-out text how far the
+    model moved.
     """
     from engram_cli.commands.patch_make.command import make_patch_of_facts
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from engram_cli.cli.command import command
+from engram_cli.cli.patch_make import make
 from engram_cli.cli.terminal import Terminal, shown_path
 from engram_cli.commands.requests.patch import (
     ApplyPatchRequest,
@@ -207,11 +208,12 @@ def _by_order(own: LayerRows) -> str:
 
 patch_app = typer.Typer(
     name="patch",
-    help="Replace rows of a table or bundle by those of patches, and put them back.",
+    help="Make patches, replace rows of a table or bundle by theirs, and put them back.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 for name, run_command in (
+    ("make", make),
     ("apply", apply),
     ("undo", undo),
     ("list", list_),

@@ -40,7 +40,7 @@ from engram_cli.files import sha256_bytes
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.malloc import trim
-from engram_cli.outputs import prepare_output
+from engram_cli.outputs import clear_output, prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import is_remote
 from engram_cli.report.place import check_page
@@ -124,17 +124,23 @@ def update_stats(request: UpdateStatsRequest, progress: Progress = SILENT) -> Up
     before = read_stats(request.to)
     _check_changeable(request, before)
     vocab = request.vocab or request.workspace.vocab
-    out = _output(request, request.to, vocab)
+    out = _place(request, request.to)
+    finished = finished_request(resume_folder(out), out)
+    if finished is None:
+        _check_output(request, request.to, out, vocab)
     with build_lock(resume_folder(out), out):
         before = read_stats(request.to)  # another run may have changed it until now
         _named(vocab, before.layout)
         trim()
         passes = _passes(request, before, vocab, out, progress)
         done = _digest(passes)
-        if done is not None and finished_request(resume_folder(out), out) == done:
+        if finished is not None and finished == done:
             progress.note(f"{out} has this change already: the run before this one was killed late")
-            _clear(out, passes)
+            clear_output(out, STATISTICS_FOLDER)  # such as the statistics that it replaced
+            _clear(out)
             return _again(read_stats(out), request.to, time.perf_counter() - begin)
+        if finished is not None:
+            _check_output(request, request.to, out, vocab)
         counted = {name: each.count(progress) for name, each in passes.items()}
         trim()
         read = _named(vocab, before.layout)
@@ -157,7 +163,7 @@ def update_stats(request: UpdateStatsRequest, progress: Progress = SILENT) -> Up
             facts=updated_facts(request),
             finished=partial(note_finished, resume_folder(out), request=done),
         )
-        _clear(out, passes)
+        _clear(out)
     sums = {name: each.counts for name, each in counted.items()}
     return UpdateStatsResult(
         to=request.to,
@@ -195,15 +201,19 @@ def _check_changeable(request: UpdateStatsRequest, before: Statistics) -> None:
         )
 
 
-def _output(request: UpdateStatsRequest, to: Path, vocab: Path) -> Path:
-    """Return the folder to write, which may be written. Raises InputError, OutputError."""
+def _place(request: UpdateStatsRequest, to: Path) -> Path:
+    """Return the folder to write. Raises InputError."""
     if request.out is None and is_remote(to):
         raise InputError(
             f"{to} is behind an address, and is not changed there", "write a folder with --out"
         )
     out = request.out or to
-    if not is_remote(to) and os.path.realpath(out) == os.path.realpath(to):
-        out = to
+    same = not is_remote(to) and os.path.realpath(out) == os.path.realpath(to)
+    return to if same else out
+
+
+def _check_output(request: UpdateStatsRequest, to: Path, out: Path, vocab: Path) -> None:
+    """Raise OutputError for what may not be replaced or cannot be written."""
     inputs = [vocab, request.tokenizer, *([] if out == to else [to])]
     prepare_output(out, STATISTICS_FOLDER, force=request.force or out == to, inputs=inputs)
     check_writable(out, "--out")
@@ -212,7 +222,6 @@ def _output(request: UpdateStatsRequest, to: Path, vocab: Path) -> Path:
             request.report, request.force, option="--report", inputs=inputs, artifacts=(out, to)
         )
         check_writable(request.report, "--report")
-    return out
 
 
 def _named(vocab: Path, layout: HashLayout) -> CompressedVocab | None:
@@ -250,7 +259,7 @@ def _passes(
             sources=sources,
             join_documents=before.joined,
         )
-        place = out.with_name(f"{out.name}.{name}")
+        place = _pass_place(out, name)
         work, running, stamps = prepare(own, vocab, place, progress, layout)
         found[name] = _Pass(request=own, work=work, running=running, stamps=stamps)
     return found
@@ -384,10 +393,16 @@ def _corpus(
     return {key: int(known[key]) + value for key, value in own.items() if key in known}
 
 
-def _clear(out: Path, passes: Mapping[str, _Pass]) -> None:
-    for each in passes.values():
-        remove_checkpoint(each.running.checkpoints)
+def _clear(out: Path) -> None:
+    """Remove the checkpoints of all passes, and the note of a finished change."""
+    for name in (ADD, REMOVE, RECOUNT):
+        remove_checkpoint(resume_folder(_pass_place(out, name)))
     remove_checkpoint(resume_folder(out))
+
+
+def _pass_place(out: Path, name: str) -> Path:
+    """Return the path that names the checkpoints of a pass."""
+    return out.with_name(f"{out.name}.{name}")
 
 
 def _again(there: Statistics, to: Path, seconds: float) -> UpdateStatsResult:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engram_cli.corpus.base import (
     IDS_FIELD,
@@ -137,6 +136,8 @@ def column_of(batch: pa.RecordBatch, field: str) -> pa.Array:
     """Return a field of a batch as a column."""
     if field in batch.schema.names:
         return batch.column(field)
+    import pyarrow.compute as pc  # takes 20 ms, also for those who read other formats
+
     head, *rest = field.split(".")
     column = batch.column(head)
     for name in rest:
@@ -156,7 +157,7 @@ def labels_of(column: pa.Array, field: str, name: str) -> list[str]:
             f"{name}: column '{field}' is {kind}, no label", "group by a column of texts or numbers"
         )
     if not is_text(kind):
-        column = pc.cast(column, pa.large_string())
+        column = column.cast(pa.large_string())
     raw = column.cast(pa.large_binary()).to_pylist()
     return [
         NO_LABEL if each is None else each.decode("utf-8", "replace")[:LONGEST_LABEL] or NO_LABEL
@@ -178,6 +179,8 @@ def _raw_texts(column: pa.Array) -> Iterator[bytes | None]:
 def _blocks(
     name: str, column: pa.Array, first: int, size: int, labels: Sequence[str] | None
 ) -> Iterator[Item]:
+    import pyarrow.compute as pc
+
     if not len(column):
         return
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.numbers import brief, count, counted
+from engram_cli.sizes import processors
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.names import Names
@@ -53,18 +56,26 @@ def count_results(
     chosen = tuple(samples) or counts.samples
     orders = counts.layout.orders
     drawn = [None] * len(orders) if occurrences is None else drawn_ngrams(occurrences, orders)
-    pairs = list(zip(chosen, drawn, strict=True))
-    counted = Counted(
-        counts=counts,
-        samples=chosen,
-        uses=tuple(
-            None if some is None else uses_of(counts, sample, some) for sample, some in pairs
-        ),
-        known=tuple(known_ngrams(counts, sample, some) for sample, some in pairs),
-        names=Names(counts.layout, vocab),
-    )
-    computes = {key: STATISTICS.load(key).compute for key in STATISTICS}
-    found = {key: compute(counted) for key, compute in computes.items() if compute is not None}
+    with ThreadPoolExecutor(processors()) as pool:  # hits are gathered without the interpreter lock
+        uses = pool.map(
+            lambda sample, some: None if some is None else uses_of(counts, sample, some),
+            *(chosen, drawn),
+        )
+        known = pool.map(partial(known_ngrams, counts), chosen, drawn)
+        counted = Counted(
+            counts=counts,
+            samples=chosen,
+            uses=tuple(uses),
+            known=tuple(known),
+            names=Names(counts.layout, vocab),
+        )
+        computes = {key: STATISTICS.load(key).compute for key in STATISTICS}
+        tasks = [
+            (key, pool.submit(compute, counted))
+            for key, compute in computes.items()
+            if compute is not None
+        ]
+        found = {key: task.result() for key, task in tasks}
     return {key: result for key, result in found.items() if result is not None}
 
 

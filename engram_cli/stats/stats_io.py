@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,14 +160,16 @@ def write_stats(
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
         rows = {name: f"row_{name}" for name in counters}
         meanings = {name: f"look-ups of each row of layer {name}" for name in counters}
-        stored = write_arrays(
-            part / COUNTERS,
-            counters | lookup,
-            rows | {"lookup": "token_id"},
-            meanings | {"lookup": "compressed id of each token id, -1 for none"},
-        )
-        digests = {f"{COUNTERS}/{name}": digest for name, digest in stored.items()}
-        write_samples(counts.samples, part / SAMPLE, texts)
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(
+                write_arrays,
+                part / COUNTERS,
+                counters | lookup,
+                rows | {"lookup": "token_id"},
+                meanings | {"lookup": "compressed id of each token id, -1 for none"},
+            )
+            write_samples(counts.samples, part / SAMPLE, texts)
+            digests = {f"{COUNTERS}/{name}": value for name, value in writing.result().items()}
         digests |= {f"{SAMPLE}/{s.order}": sample_digest(s) for s in counts.samples}
         about, stored = write_partials(part, partials or {})
         digests |= {f"{LONG}/{name}": digest for name, digest in stored.items()}

@@ -201,6 +201,8 @@ def page() -> str:
             parts.append(result["notes"])
         if "rows" in result:
             parts.append(_versions_table(result["rows"]))
+        if "table" in result:
+            parts.append(_plain_table(**result["table"]))
         for case in result.get("cases", ()):
             parts.append(f"### {case['name']}")
             if "bound" in case:
@@ -230,6 +232,12 @@ def _device_table(case: dict[str, Any]) -> str:
     ]
     bound = f"What bounds it: {case['bound']}.\n\n" if case["bound"] else ""
     return bound + "\n".join(table)
+
+
+def _plain_table(columns: list[str], rows: list[list[Any]]) -> str:
+    """Return the table of a benchmark that measures other things than rates."""
+    lines = [columns, ["---:"] * len(columns), *(map(str, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _versions_table(rows: list[dict[str, Any]]) -> str:

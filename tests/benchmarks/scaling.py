@@ -36,7 +36,7 @@ ROUNDS = 3
 def prepare(folder: Path, share: float) -> None:
     """Write a tokenizer, its vocabulary, the text, and ids of it, with smaller ones to warm up."""
     import numpy as np
-    from texts import texts, tokens
+    from texts import texts
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from engram_cli import compress_vocab, write_vocab
@@ -54,12 +54,12 @@ def prepare(folder: Path, share: float) -> None:
     learnt.train_from_iterator(texts(LEARNT_FROM), trainer)
     tokenizer = folder / "tokenizer.json"
     learnt.save(str(tokenizer))
-    write_vocab(compress_vocab(tokenizer), folder / "engram-vocab.parquet")
+    write_vocab(compress_vocab(tokenizer), folder / "engram-vocab.parquet", force=True)
     for name, some in (("text", found), ("warm-text", found[:8])):
         lines = [json.dumps({"text": text}) + "\n" for text in some]
         (folder / f"{name}.jsonl").write_text("".join(lines))
-    ids, starts = tokens(tokenizer, int(max(IDS, FILLED) * share))
-    ids = np.where(starts, 1, ids)  # <eos>, once for each document
+    parts = [[*each.ids, 1] for each in learnt.encode_batch(found)]  # 1: <eos>
+    ids = np.resize(np.concatenate(parts), int(max(IDS, FILLED) * share))
     for name, count in (("ids", IDS), ("filled", FILLED), ("warm", 10**5 / share)):
         ids[: int(count * share)].astype(np.uint32).tofile(folder / f"{name}.bin")
 

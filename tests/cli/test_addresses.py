@@ -57,7 +57,8 @@ def test_what_is_not_behind_an_address_is_written_or_a_folder() -> None:
     typed = {name.lstrip("-") for command, name, _ in PARAMETERS if command != "update"}
     assert typed == {"workspace", "report", "vectors", "out", "into", "folder", "path", "patch"}
     commands = {command for command, name, _ in PARAMETERS if name == "--out"}
-    assert commands == {"golden", "plan", "report", "train", "update", "patch apply", "patch stack"}
+    patching = {"patch apply", "patch make", "patch stack"}
+    assert commands == {"golden", "plan", "report", "train", "update"} | patching
     # Rows are replaced in the files of this machine.
     changed = {command for command, name, _ in PARAMETERS if name == "path"}
     assert changed == {"patch apply", "patch list", "patch undo"}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attaching import LLAMA, configure
 from cli.conftest import Engram
-from commands.test_attach import LLAMA, configure
 from numpy.typing import NDArray
 from tiny_models import llama, logits, text, wake
 

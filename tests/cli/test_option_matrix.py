@@ -11,7 +11,7 @@ from all_commands import callbacks, clicked
 from engram_cli.commands.requests.options import declared
 
 COMMANDS: Any = clicked()
-PATCHING = [name for name in COMMANDS if name.startswith("patch ")]
+PATCHING = [name for name in COMMANDS if name.startswith("patch ") and name != "patch make"]
 NAMES = sorted(COMMANDS)
 # Where an option is not, and why.
 WITHOUT = {

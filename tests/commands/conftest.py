@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from attaching import LLAMA, build, configure
 from commands.made import Made, make
 from small_tokenizers import PROSE
 
@@ -71,3 +72,19 @@ def batches(
     lines = [json.dumps({"text": text}) + "\n" for text in PROSE * 4]
     (corpus / "lines.jsonl").write_text("".join(lines))
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, small_vocab: CompressedVocab) -> Path:
+    """A table of two layers, not to be changed."""
+    return build(tmp_path_factory.mktemp("table") / "engram-table.zarr", small_vocab)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tokenizer_file: Path) -> Path:
+    """A checkpoint of four layers without weights."""
+    folder = tmp_path / "ckpt"
+    folder.mkdir()
+    shutil.copy(tokenizer_file, folder)
+    configure(folder, LLAMA)
+    return folder

@@ -42,6 +42,8 @@ from engram_cli.commands.lookup.command import LookupRequest, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.plan.command import PlanRequest, plan
 from engram_cli.commands.report import ReportRequest, write_report
+from engram_cli.commands.requests.update_stats import UpdateStatsRequest
+from engram_cli.commands.update_stats import update_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import stream
 from engram_cli.errors import OutputError
@@ -321,6 +323,21 @@ def merge(here: Path, force: bool) -> None:
     )
 
 
+def changed(here: Path, force: bool) -> None:
+    update_stats(
+        UpdateStatsRequest(
+            to=here / "stats-a",
+            add=(here / "corpus" / "b.txt",),
+            remove=(here / "corpus" / "a.txt",),
+            workspace=Workspace(here),
+            out=here / "changed",
+            threads=1,
+            checkpoint_seconds=0.0,
+            force=force,
+        )
+    )
+
+
 def vectors(here: Path, force: bool, text: str) -> None:
     out = here / "vectors.npy"
     lookup(
@@ -378,6 +395,11 @@ JOBS = {
         "all",
         lambda here, force: merge(here, force),
         lambda here, force: count(here, "all", force, OTHER),
+    ),
+    "hash-stats --to": Job(
+        "changed",
+        changed,
+        lambda here, force: count(here, "changed", force, OTHER),
     ),
     "build-table": Job(
         "t.zarr",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands.test_attach import Listener, build
+from attaching import Listener, build
 from small_tokenizers import PROSE
 from tiny_models import llama
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

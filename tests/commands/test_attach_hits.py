@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attaching import Listener, request
 from commands.made import Made
-from commands.test_attach import Listener, request
 from formats.bundles import put
 from tiny_models import llama
 

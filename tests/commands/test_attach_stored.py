@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.test_attach import LLAMA, build, configure, request
+from attaching import LLAMA, build, configure, request
 from formats.bundles import put
 from safetensors.torch import load_file
 from table.tables import tamper

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from attaching import Listener
 from commands.made import Made
-from commands.test_attach import Listener
 from tiny_models import llama, logits, wake
 from torch.nn import functional
 from typer.testing import CliRunner

@@ -243,6 +243,16 @@ def test_a_change_is_not_made_twice_after_a_late_kill(
     assert not list(here.glob(".*resume*"))
     assert change(here, to, remove=(gone,)).documents == 38  # another change is made
     assert change(here, to, add=(gone,)).documents == 40  # and a finished one can be repeated
+    monkeypatch.setattr(module, "_clear", die)
+    with pytest.raises(KeyboardInterrupt):
+        change(here, to, remove=(gone,), out=here / "new")
+    monkeypatch.setattr(module, "_clear", clear)
+    with pytest.raises(OutputError, match="already exists"):
+        change(here, to, remove=(more,), out=here / "new")
+    assert change(here, to, remove=(gone,), out=here / "new").repeated
+    with pytest.raises(OutputError, match="already exists"):
+        change(here, to, remove=(gone,), out=here / "new")
+    assert not list(here.glob(".*resume*"))
 
 
 def test_added_to_statistics_with_less(here: Path) -> None:

@@ -356,8 +356,8 @@ def _machine(name: str) -> str:
     return f"{gpu}{machine['cpu']}, {machine['cores']} cores"
 
 
-def scaling() -> str:
-    """Return the section about the number of cores, from the machines that were measured."""
+def scaling() -> list[str]:
+    """Return the blocks about the number of cores, from the machines that were measured."""
     parts = []
     for name in ("scaling", "scaling_16"):
         if not (RESULTS / f"{name}.json").exists():
@@ -372,8 +372,11 @@ def scaling() -> str:
             lines.append(
                 f"| {found['name']} | {_figure(first['rate'], 'tokens')} | {' | '.join(shown)} |"
             )
-        parts.append(f"{_machine(name)}:\n\n" + "\n".join(lines))
-    return "\n\n".join(parts)
+        said = "".join(f" {note}" for note in [result(name).get("notes")] if note)
+        parts += [f"{_machine(name)}.{said}", "\n".join(lines)]
+    if len(parts) == 2:
+        parts.append("A machine with sixteen cores has not been measured yet.")
+    return parts
 
 
 def page() -> str:
@@ -400,11 +403,11 @@ def page() -> str:
         table(of_gpu),
         reasons(of_gpu),
         "## More cores",
-        "![Tokens per second of hash-stats and filling, by the number of cores]"
+        "![How much faster hash-stats and filling are on more cores, one core = 1]"
         "(../pictures/scaling.svg)",
         "Each number of cores is a process that may use no other cores; ratios are against one "
         "core. `python tests/benchmarks/scaling.py` measures it.",
-        scaling(),
+        *scaling(),
     ]
     return "\n\n".join(map(_wrapped, blocks)) + "\n"
 

@@ -48,9 +48,10 @@ def picture() -> str:
     cpu, stages = speeds()
     cores = sorted({n for found in stages.values() for n in found})
     most = math.log2(max(cores))
+    top = math.log2(max(max(cores), *(x for found in stages.values() for x in found.values())))
 
     def place(number: float, speed: float) -> tuple[float, float]:
-        across, up = math.log2(number) / most, math.log2(max(speed, 0.5)) / most
+        across, up = math.log2(number) / most, math.log2(max(speed, 0.5)) / top
         return LEFT + across * (WIDTH - LEFT - 150), TOP + PLOT * (1 - up)
 
     parts = [

@@ -82,6 +82,8 @@ def test_processes_train_as_one_does(
     small_vocab: CompressedVocab,
     tmp_path: Path,
 ) -> None:
+    if place[0] == "cuda:0" and "fsdp2" in way:
+        pytest.skip("collectives of DTensor on a GPU crash with gloo (torch 2.11)")
     vocab, worlds = small_vocab.vocab_size, place[1]
     found = run_processes(bundle, vocab, tmp_path / "out", *place, ways=(way,))
     together = [loss for world in found["worlds"].values() for loss in world["losses"][way]]

@@ -69,7 +69,7 @@ def test_qwen_equals_transformers(
     expected = logits(whole, ids)
     assert not torch.allclose(logits(bare, ids), expected, atol=0.1), "the table does not matter"
     memory = attach(bare, path, placement=placement)
-    torch.testing.assert_close(logits(bare, ids), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits(bare, ids), expected, atol=4e-6, rtol=4e-6)
     assert memory.spec.decoder_layers == (1, 2)
     assert contents(path) == before
     detach(bare)
@@ -101,7 +101,7 @@ def test_qwen_in_bfloat16(tmp_path: Path) -> None:
         bare = bare_qwen(path, dtype)
         assert attach(bare, path).spec.dtype == "bfloat16"
         into += [logits(bare, ids).float(), logits(whole_qwen(path, dtype), ids).float()]
-    torch.testing.assert_close(*exact, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(*exact, atol=4e-6, rtol=4e-6)
     ours, theirs = ((found - exact[1]).abs().mean() for found in rounded)
     assert 0 < ours < 1.5 * theirs
 
@@ -114,7 +114,7 @@ def test_qwen_in_float8_with_one_scale(tmp_path: Path, placement: str) -> None:
     bare, ids = bare_qwen(path), some_ids()
     memory = attach(bare, path, placement=placement)
     assert memory.spec.dtype == "fp8"
-    torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=4e-6, rtol=4e-6)
 
 
 def test_decoding_and_padding(saved: tuple[PreTrainedModel, Path]) -> None:
@@ -135,7 +135,7 @@ def test_the_multimodal_model(tmp_path: Path) -> None:
     bare, ids = multimodal_qwen([]), some_ids(280)
     bare.load_state_dict({k: v for k, v in whole.state_dict().items() if ".ple." not in k})
     attach(bare, path)
-    torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=4e-6, rtol=4e-6)
     options = {"max_new_tokens": 5, "do_sample": False}
     assert torch.equal(bare.generate(ids, **options), whole.generate(ids, **options))
 
@@ -185,7 +185,7 @@ def test_saved_as_a_bundle_of_its_own(saved: tuple[PreTrainedModel, Path], tmp_p
     detach(bare)
     memory = attach(bare, tmp_path / "engram")
     assert not memory.notes
-    torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=4e-6, rtol=4e-6)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def same(whole: PreTrainedModel, path: Path, bundle: Path, **options: Any) -> No
     bare, ids = bare_qwen(path), text(300, 1, 12)
     attach(bare, bundle, **options)
     with torch.no_grad():
-        torch.testing.assert_close(bare(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(bare(ids).logits, whole(ids).logits, atol=4e-6, rtol=4e-6)
 
 
 @pytest.mark.parametrize("placement", ["hbm", "disk"])
@@ -248,7 +248,7 @@ def test_from_pretrained_leaves_the_own_table_to_the_memory(
         assert all(layer.ple is None for layer in model.model.layers)
         with torch.no_grad():
             found, expected = model.eval()(ids).logits, whole(ids).logits
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found, expected, atol=4e-6, rtol=4e-6)
 
 
 def test_commands_load_it_without_the_own_table(saved: tuple[PreTrainedModel, Path]) -> None:
@@ -317,7 +317,7 @@ def test_statistics_say_which_rows_are_hot(tmp_path: Path, reference: bool) -> N
     bare, ids = bare_qwen(path), text(60, 1, 12)
     memory = attach(bare, path, placement="hbm=3MB,disk")
     with torch.no_grad():
-        torch.testing.assert_close(bare(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(bare(ids).logits, whole(ids).logits, atol=4e-6, rtol=4e-6)
     assert memory.counters.hot > 0
     other = save(qwen(ple_layer_ids=[3]), tmp_path / "other")
     with pytest.raises(InputError, match="counted with layout"):

@@ -16,6 +16,7 @@ from engram_cli.stats.sampling.distinct import (
     NgramSample,
     Sampler,
     hash_ngrams,
+    next_threshold,
     sampler_bytes,
     table_entries,
 )
@@ -162,6 +163,25 @@ def test_thresholds_fall_as_the_stream_grows() -> None:
         thresholds.append(sampler.sample().threshold)
     assert thresholds == sorted(thresholds, reverse=True)
     assert len(set(thresholds)) > 5
+
+
+@given(
+    hashes=st.lists(st.integers(1, 2**64 - 2), min_size=2, max_size=40, unique=True),
+    crowd=st.integers(0, 63),
+    data=st.data(),
+)
+@settings(max_examples=50, deadline=None)
+def test_the_next_threshold_is_the_hash_after_the_smallest(
+    hashes: list[int], crowd: int, data: st.DataObject
+) -> None:
+    """Also where hashes crowd in few bins, or are all small."""
+    keys = np.unique(np.array([(value >> crowd) + 1 for value in hashes], dtype=np.uint64))
+    size = data.draw(st.integers(0, len(keys) - 1))
+    slots = np.zeros(128, dtype=np.uint64)
+    counts, none = np.ones(len(keys), dtype=np.uint64), np.empty((0, 0), dtype=np.int32)
+    kernels.fill_slots(keys, counts, none, slots, none)
+    threshold = data.draw(st.integers(int(keys[-1]) + 1, EVERYTHING))
+    assert next_threshold(slots, threshold, size) == int(keys[size])
 
 
 @pytest.mark.parametrize("size", [0, 15, 2**23 + 1, -1])

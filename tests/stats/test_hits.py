@@ -25,7 +25,7 @@ from engram_cli.stats.counting.ngram_buffer import (
 )
 from engram_cli.stats.sampling.distinct import NgramSample, Sampler
 
-ITEMS = 70_000
+ITEMS = 140_000
 FULL = 2**32 - 1
 KINDS = {
     "near": layout_of(moduli=(10007, 10009, 10037, 10039), heads=2),

@@ -36,15 +36,18 @@ def main(folder: Path, cases: int) -> None:
     texts = documents(layout.vocab_size, 24, 1)
     stay, gone, new = texts[:15], texts[15:20], texts[20:24]
     states, killed = [], 0
+    digests = {}
+    for centre in ("corpus", "vocabulary"):
+        for name, part in (("old", [*stay, *gone]), ("new", [*stay, *new])):
+            out = folder / f"{name}-{centre}.zarr"
+            digests[name, centre] = built(out, layout, part, centre=centre, **HOW)
     for case in range(cases):
         chance = random.Random(case)
         centre = chance.choice(["corpus", "vocabulary"])
-        old, other, table = (folder / f"{name}.zarr" for name in ("old", "new", "t"))
-        for path in (old, other, table):
-            shutil.rmtree(path, ignore_errors=True)
-        before = built(old, layout, [*stay, *gone], centre=centre, **HOW)
-        after = built(other, layout, [*stay, *new], centre=centre, **HOW)
-        shutil.copytree(old, table)
+        table, other = folder / "t.zarr", folder / f"new-{centre}.zarr"
+        shutil.rmtree(table, ignore_errors=True)
+        shutil.copytree(folder / f"old-{centre}.zarr", table)
+        before, after = digests["old", centre], digests["new", centre]
         step = chance.randrange(1, 110)
         while died(table, new, gone, step, threads=1 + case % 2):
             killed += 1

@@ -47,6 +47,21 @@ def test_edits_stand_out_from_a_training_whether_few_or_many(edits: int, spread:
     assert training.max() < norm_of(cut) <= planted.min()
 
 
+@pytest.mark.parametrize(
+    ("ngrams", "factor", "found"),
+    [(1, 3.5, True), (1, 2.0, False), (2, 2.0, False), (40, 2.0, True), (40, 1.3, False)],
+)
+def test_many_edits_need_a_narrower_gap_than_few(ngrams: int, factor: float, found: bool) -> None:
+    random = np.random.default_rng(ngrams)
+    training = np.append(random.uniform(0.01, 1.0, 50_000), 1.0)
+    planted = random.uniform(factor, 1.3 * factor, 8 * ngrams)
+    planted[0] = factor
+    cut = standing_out(counts_of(np.concatenate([training, planted])), 8)
+    assert (cut is not None) == found
+    if cut is not None:
+        assert training.max() < norm_of(cut) <= planted.min()
+
+
 def test_one_spread_of_changes_has_no_rows_that_stand_out() -> None:
     random = np.random.default_rng(0)
     for norms in (

@@ -17,10 +17,24 @@ from engram_cli.errors import InputError
 from engram_cli.runtime import attach, detach
 from engram_cli.runtime.evaluation.windows import Piece
 from engram_cli.runtime.memory import Memory
-from engram_cli.training.edits.choice import Candidates, choose_rows, joined
+from engram_cli.training.edits.choice import (
+    Candidates,
+    ChosenRows,
+    best_rows,
+    each_joined,
+    every_row,
+    joined,
+)
 from engram_cli.training.edits.divergence import EditReads, measure_divergence
-from engram_cli.training.edits.learning import FactTokens, learn_facts, tell_facts
-from engram_cli.training.edits.rows import RowValues, edited_rows, row_finder, values_at
+from engram_cli.training.edits.influence import measure_influence
+from engram_cli.training.edits.learning import FactTokens, learn_facts, row_sizes, tell_facts
+from engram_cli.training.edits.rows import (
+    RowValues,
+    edited_rows,
+    find_candidates,
+    row_finder,
+    values_at,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,42 +47,78 @@ def awake(checkpoint: Path, bundle: Path) -> Iterator[tuple[Any, Memory]]:
     detach(model)
 
 
-def candidates(hits: list[int], orders: list[int], tokens: int = 1) -> Candidates:
-    count = len(hits)
+def candidates(hits: list[int]) -> Candidates:
+    """Two layers, whose look-ups have the rows 0, 10, 20, ... of each."""
+    shape = 2, len(hits) // 2, 1
+    rows = np.arange(len(hits) // 2).reshape(1, -1, 1) * 10
     return Candidates(
-        layers=np.arange(count) % 2,
-        rows=np.arange(count) * 10,
-        orders=np.array(orders),
-        hits=np.array(hits, dtype=np.uint64),
-        tokens=tokens,
+        layers=(3, 5),
+        rows=np.broadcast_to(rows, shape).astype(np.int64),
+        hits=np.array(hits, dtype=np.uint64).reshape(shape),
     )
 
 
-def taken(chosen: dict[int, Any]) -> set[int]:
-    return {int(row) for own in chosen.values() for row in own}
+def taken(chosen: ChosenRows) -> set[tuple[int, int]]:
+    return {(layer, int(row)) for layer, own in chosen.items() for row in own}
 
 
-def test_the_least_read_rows_are_chosen_and_of_as_many_those_of_the_longest_ngram() -> None:
-    fact = candidates([5, 1, 1, 0], [2, 2, 3, 2])
-    assert taken(choose_rows([fact], 1)[0]) == {30}
-    assert taken(choose_rows([fact], 2)[0]) == {30, 20}
-    assert taken(choose_rows([fact], None)[0]) == {0, 10, 20, 30}
-    assert taken(choose_rows([fact], None, 1.0)[0]) == {10, 20, 30}
-    assert taken(choose_rows([candidates([5, 1, 1, 0], [2] * 4, tokens=3)], 1)[0]) == {10, 20, 30}
+def test_the_rows_that_move_most_for_each_lookup_are_chosen() -> None:
+    fact = candidates([9, 1, 1, 0, 5, 2])
+    squares = np.array([9, 9, 4, 0, 9, 6], dtype=np.float32).reshape(fact.rows.shape)
+    # By squares / (hits + 1): 0.9, 4.5, 2, none, 1.5, 2.
+    assert taken(best_rows(fact, squares, 1, 1.0)) == {(3, 10)}
+    assert taken(best_rows(fact, squares, 3, 1.0)) == {(3, 10), (3, 20), (5, 20)}
+    assert taken(best_rows(fact, squares, 99, 1.0)) == taken(every_row(fact)) - {(5, 0)}
+    assert taken(best_rows(fact, squares, 99, 1.0, most_hits=1.0)) == {(3, 10), (3, 20)}
+    # Where the corpus hardly reads any of them, gradients alone decide.
+    assert taken(best_rows(fact, squares, 3, 1e9)) == {(3, 0), (3, 10), (5, 10)}
+    assert taken(every_row(fact, most_hits=1.0)) == {(3, 10), (3, 20), (5, 0)}
 
 
-def test_a_row_that_a_fact_reads_twice_counts_once() -> None:
-    fact = candidates([0, 0, 7, 9], [2] * 4)
+def test_a_row_that_a_fact_reads_twice_counts_once_with_both_gradients() -> None:
+    fact = candidates([1, 1, 1, 1])
     twice = Candidates(
-        layers=np.concatenate([fact.layers, fact.layers]),
-        rows=np.concatenate([fact.rows, fact.rows]),
-        orders=np.concatenate([fact.orders, fact.orders]),
-        hits=np.concatenate([fact.hits, fact.hits]),
-        tokens=1,
+        layers=fact.layers,
+        rows=np.concatenate([fact.rows, fact.rows], axis=1),
+        hits=np.concatenate([fact.hits, fact.hits], axis=1),
     )
-    assert taken(choose_rows([twice], 3)[0]) == {0, 10, 20}
-    both = joined([*choose_rows([twice], 1), *choose_rows([fact], 2)])
-    assert taken(both) == {0, 10}
+    squares = np.array([2, 3, 2, 0, 0, 0, 2, 1], dtype=np.float32).reshape(twice.rows.shape)
+    assert taken(best_rows(twice, squares, 1, 0.0)) == {(3, 0)}
+    each = each_joined(2, [(1, best_rows(twice, squares, 2, 0.0)), (1, {3: np.array([7])})])
+    assert taken(each[0]) == set()
+    assert taken(each[1]) == {(3, 0), (3, 10), (3, 7)}
+    assert taken(joined([{5: np.array([4])}, {5: np.array([4, 2])}])) == {(5, 2), (5, 4)}
+
+
+def test_influence_is_the_gradient_by_what_was_looked_up(awake: tuple[Any, Memory]) -> None:
+    """Compared with differences of the loss: a step along one vector of the fact's look-ups."""
+    model, memory = awake
+    facts, finder = facts_of(), row_finder(memory)
+    found = {(own.fact, own.token): own.squares for own in measure_influence(
+        model, memory, facts, batch_tokens=16)}  # fmt: skip
+    assert {key[0] for key in found} == {0, 1, 2}
+    assert sum(fact.tokens for fact in facts) == len(found)
+    layer = memory.spec.layers[0]
+    fact, rows = facts[0], find_candidates(memory, finder, facts[0].ids, None).rows
+    assert found[0, 0].shape == rows.shape
+    # What is looked up after the position that predicts the token does not move it.
+    assert (found[0, 0][:, fact.first :] == 0).all()
+    assert (found[0, 0][:, fact.first - 1] > 0).any()
+    row = rows[0, fact.first - 1, -1]
+    assert (rows[0] == row).sum() == 1
+    start = values_at(memory, layer, torch.tensor([row]))
+
+    def loss(values: torch.Tensor) -> float:
+        with edited_rows(memory, {layer: RowValues(rows=torch.tensor([row]), values=values)}):
+            ids = torch.from_numpy(fact.ids)[None]
+            with torch.no_grad():
+                scores = F.log_softmax(model(ids).logits.double(), dim=-1)
+        return -scores[0, fact.first - 1, fact.ids[fact.first]].item()
+
+    steps = torch.eye(memory.spec.dim) * 1e-2
+    slopes = [(loss(start + step) - loss(start - step)) / 2e-2 for step in steps]
+    expected = sum(slope**2 for slope in slopes)
+    assert found[0, 0][0, fact.first - 1, -1] == pytest.approx(expected, rel=0.02)
 
 
 def facts_of(seed: int = 0) -> list[FactTokens]:
@@ -89,9 +139,8 @@ def rows_of(memory: Memory, facts: list[FactTokens], every: int) -> dict[int, An
 def learned(
     model: Any, memory: Memory, facts: list[FactTokens], rows: dict[int, Any], steps: int = 80
 ) -> Any:
-    return learn_facts(
-        model, memory, facts, rows, steps=steps, rate=0.3, margin=1.0, batch_tokens=16
-    )
+    given = {"rate": 0.3, "margin": 1.0, "batch_tokens": 16}
+    return learn_facts(model, memory, facts, rows, row_sizes(memory, rows), steps=steps, **given)
 
 
 def test_facts_are_learned_and_nothing_else_of_the_model_changes(awake: tuple[Any, Memory]) -> None:

@@ -197,14 +197,14 @@ def test_the_same_request_gives_the_same_bytes(
     assert replace(one, patch=two.patch, seconds=two.seconds) == two
 
 
-def test_without_statistics_the_longest_ngrams_are_changed(
+def test_without_statistics_rows_are_chosen_by_their_gradients(
     request_of: Callable[..., PatchMakeRequest], tmp_path: Path
 ) -> None:
     lone = Workspace(tmp_path / "elsewhere")
     options = {"stats": None, "workspace": lone, "held_out": (), "steps": 1}
     result = make_patch_of_facts(request_of(rows_per_token=4, **options))
     assert result.predicted is None
-    assert result.rows_by_order == {2: 0, 3: result.rows}
+    assert 0 < result.rows == sum(result.rows_by_order.values()) < result.candidates
     assert all(fact.hits is None for fact in result.facts)
     with pytest.raises(InputError, match="--max-traffic without statistics"):
         make_patch_of_facts(request_of(max_traffic=1.0, force=True, **options))
@@ -273,6 +273,17 @@ def test_files_without_facts_and_outputs_that_are_there_are_refused(
     with pytest.raises(OutputError, match="does not replace it"):
         make_patch_of_facts(request_of(force=True))
     assert (tmp_path / "facts.patch.safetensors").read_text() == "mine"
+
+
+def test_what_cannot_be_taught_says_why(
+    request_of: Callable[..., PatchMakeRequest], bundle: Path
+) -> None:
+    with pytest.raises(InputError, match="its gates are untrained"):
+        make_patch_of_facts(request_of(bundle=bundle, stats=None, held_out=()))
+    facts = ({"prompt": "Only Alexander the", "target": " horse"},)
+    with pytest.raises(InputError, match="is read as little as --max-traffic 0 asks"):
+        make_patch_of_facts(request_of(facts=facts, max_traffic=0.0, rows_per_token="all"))
+    assert not request_of().out.exists()
 
 
 def test_an_interrupted_run_leaves_no_patch(request_of: Callable[..., PatchMakeRequest]) -> None:

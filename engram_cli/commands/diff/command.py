@@ -2,7 +2,7 @@
 
 Rows are compared in blocks, by their bytes where both sides have one dtype. What is kept is one
 byte a row, which says how much it changed. Then the n-grams are looked for whose rows changed in
-all heads: in the statistics' sample, or in one pass over a corpus.
+all heads: in the statistics' sample, or in one pass over a corpus. `sides` opens both artifacts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
 from engram_cli.commands.diff.ngrams import (
     ChangedRows,
     Found,
@@ -22,23 +22,20 @@ from engram_cli.commands.diff.ngrams import (
     from_corpus,
     from_sample,
 )
-from engram_cli.commands.diff.result import ColumnDiff, DiffResult, OrderNgrams, RowDiff, Side
+from engram_cli.commands.diff.result import ColumnDiff, DiffResult, OrderNgrams, RowDiff
+from engram_cli.commands.diff.sides import Sides, open_sides
 from engram_cli.commands.requests.diff import DiffRequest
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.text_reader import TextReader
 from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import EncoderDiffers, check_encoder, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
-from engram_cli.errors import InputError
-from engram_cli.hashing.layout import UNKNOWN_SCHEME, HashLayout, short
+from engram_cli.hashing.layout import UNKNOWN_SCHEME, HashLayout
 from engram_cli.outputs import prepare_output
-from engram_cli.patches import Patch, write_patch
 from engram_cli.patches.between import patch_between
-from engram_cli.patches.patch_file import PATCH
+from engram_cli.patches.patch_file import PATCH, write_patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
-from engram_cli.rows import DTYPES
-from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
 from engram_cli.stats.names import Names
 from engram_cli.table.compare.levels import (
@@ -52,19 +49,6 @@ from engram_cli.table.compare.levels import (
 from engram_cli.table.compare.rows import LayerChanges, RowPair
 
 _LISTED = 10  # most changed rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    """Both artifacts, opened, and the tokenizer and vocabulary that go with them."""
-
-    found: tuple[Artifact, Artifact]
-    rows: tuple[RowSource, RowSource]
-    companions: tuple[Companions, Companions]
-
-    @property
-    def layout(self) -> HashLayout:
-        return self.rows[0].layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,43 +69,35 @@ def diff(request: DiffRequest, progress: Progress = SILENT) -> DiffResult:
     damage, OutputError where the page cannot be written.
     """
     request = located(request)
-    if request.report is not None:
-        inputs = (request.before, request.after, request.stats, request.vocab, request.tokenizer)
-        check_page(request.report, request.force, option="--report", inputs=inputs)
-    if request.patch is not None:
-        prepare_output(
-            request.patch,
-            PATCH,
-            force=request.force,
-            option="--patch",
-            inputs=(request.before, request.after),
-        )
+    _check_outputs(request)
     begin = time.perf_counter()
     check_encoder(request.encoder)
-    opened = _open(request)
+    sides = open_sides(request, progress)
     sources = find_sources(request.sources, request.corpus) if request.sources else None
-    pair = RowPair(*opened.rows)
-    sides = [_side(*each) for each in zip(opened.found, opened.rows, strict=True)]
-    progress.start("compare", sum(side.bytes for side in sides), "bytes")
+    pair = RowPair(*sides.rows, only=sides.only)
+    progress.start("compare", pair.bytes, "bytes")
     threads = request.threads or processors()
     started = time.perf_counter()
-    layers = [pair.compare(layer, threads, progress) for layer in opened.rows[0].layers]
+    layers = [pair.compare(layer, threads, progress) for layer in sides.rows[0].layers]
     seconds = time.perf_counter() - started
     counts = np.sum([layer.counts for layer in layers], axis=0)
-    cut = _cut(request.at_least, counts, opened.layout.heads)
+    cut = _cut(request.at_least, counts, sides.layout.heads)
     named = _Named()
     if counts[LEAST:].any():
-        named = _name(request, opened, sources, ChangedRows(opened.layout, layers, cut), progress)
-    result = _result(opened, sides, layers, cut, named)
+        named = _name(request, sides, sources, ChangedRows(sides.layout, layers, cut), progress)
+    result = _result(sides, layers, cut, named)
+    patch_rows = 0
+    if request.patch is not None:
+        patch_rows = _write_patch(request.patch, sides, layers, request.force, progress)
     result = replace(
         result,
+        compared_bytes=pair.bytes,
+        patch=request.patch if patch_rows else None,
+        patch_rows=patch_rows,
         compare_seconds=seconds,
         seconds=time.perf_counter() - begin,
         report=request.report,
-        patch=request.patch,
     )
-    if request.patch is not None:
-        write_patch(request.patch, _patch(opened, layers, progress), force=request.force)
     if request.report is not None:
         from engram_cli.commands.diff.page import write_diff
 
@@ -129,79 +105,33 @@ def diff(request: DiffRequest, progress: Progress = SILENT) -> DiffResult:
     return result
 
 
-def _patch(opened: _Opened, layers: list[LayerChanges], progress: Progress) -> Patch:
-    before, after = opened.rows
+def _check_outputs(request: DiffRequest) -> None:
+    """Raise OutputError for what may not be written, before any work."""
+    read = (request.before, request.after, *request.patch_before, *request.patch_after)
+    inputs = (*read, request.stats, request.vocab, request.tokenizer)
+    if request.report is not None:
+        check_page(request.report, request.force, option="--report", inputs=inputs)
+    if request.patch is not None:
+        prepare_output(request.patch, PATCH, force=request.force, option="--patch", inputs=inputs)
+
+
+def _write_patch(
+    out: Path, sides: Sides, layers: list[LayerChanges], force: bool, progress: Progress
+) -> int:
+    """Write what changed as a patch of the first side; return its rows, 0 if it was not written."""
     changed = {
         layer.entry.layer: np.flatnonzero(layer.levels >= LEAST).astype(np.int64)
         for layer in layers
     }
-    name = f"{opened.found[1].path.name} instead of {opened.found[0].path.name}"
-    return patch_between(before, after, changed, description=name, progress=progress)
-
-
-def _open(request: DiffRequest) -> _Opened:
-    """Open both sides. Raises InputError unless they have one layout, the same layers and dim."""
-    paths = request.before, request.after
-    found = tuple(find_artifact(path) for path in paths)
-    for each in found:
-        if each.kind == VOCABULARY:
-            raise InputError(
-                f"{each.path} holds no vectors",
-                "compare vocabularies: engram compress-vocab --diff",
-            )
-    rows = tuple(each.open(tokenizer=request.tokenizer) for each in found)
-    for own in rows:
-        if own.dim is None or own.dtype is None or not own.layers:
-            raise InputError(
-                f"{own.path} has no rows that can be compared",
-                "give two tables, bundles or checkpoints with tables; engram inspect says why",
-            )
-    one, two = rows
-    if one.layout.fingerprint != two.layout.fingerprint:
-        raise InputError(
-            f"{one.path} has layout {short(one.layout.fingerprint)} ({_shape(one.layout)}), "
-            f"{two.path} has {short(two.layout.fingerprint)} ({_shape(two.layout)})",
-            "rows can be compared where both have one layout: see both with engram inspect",
-        )
-    if one.layers != two.layers:
-        raise InputError(
-            f"{one.path} has rows of the layers {_listed(one.layers)}, {two.path} of "
-            f"{_listed(two.layers)}",
-            "take the layers that both have: engram convert --layers",
-        )
-    if one.dim != two.dim:
-        raise InputError(
-            f"{one.path} has {one.dim} values a row, {two.path} {two.dim}",
-            "give two artifacts with rows of one width",
-        )
-    companions = tuple(
-        Companions(
-            artifact=each.path, folder=request.folder, stats=request.stats, vocab=request.vocab
-        )
-        for each in found
+    before, after = (each.stacked(each.path.name) for each in sides.described())
+    patch = patch_between(
+        *sides.rows, changed, description=f"{after} instead of {before}", progress=progress
     )
-    return _Opened(found=found, rows=rows, companions=companions)  # type: ignore[arg-type]
-
-
-def _shape(layout: HashLayout) -> str:
-    """Return what differs between layouts most often, in words."""
-    orders = ", ".join(map(str, layout.orders))
-    rows = sum(sum(entry.moduli) for entry in layout.layers)
-    return (
-        f"{layout.scheme}, {orders}-grams, {layout.heads} heads, "
-        f"layers {_listed(layout.layer_ids)}, {rows:,} rows"
-    )
-
-
-def _listed(layers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, layers))
-
-
-def _side(found: Artifact, rows: RowSource) -> Side:
-    assert rows.dtype is not None
-    row_bytes = DTYPES.load(rows.dtype).row_bytes(rows.dim or 0)
-    height = sum(rows.layout.layer(layer).rows for layer in rows.layers)
-    return Side(path=found.path, format=found.kind, dtype=rows.dtype, bytes=height * row_bytes)
+    if not patch.rows:
+        progress.note(f"no row changed, so {out} is not written")
+        return 0
+    write_patch(out, patch, force=force)
+    return patch.rows
 
 
 def _cut(at_least: float | None, counts: NDArray[np.int64], heads: int) -> int:
@@ -213,23 +143,23 @@ def _cut(at_least: float | None, counts: NDArray[np.int64], heads: int) -> int:
 
 def _name(
     request: DiffRequest,
-    opened: _Opened,
+    sides: Sides,
     sources: Sources | None,
     changed: ChangedRows,
     progress: Progress,
 ) -> _Named:
     """Name the n-grams by the corpus that was given, else by the statistics that are found."""
-    layout = opened.layout
+    layout = sides.layout
     if layout.scheme == UNKNOWN_SCHEME:
         progress.note("n-grams: none, since the hash of these rows is not known")
         return _Named()
-    reader = TextReader(opened.found[0], layout, opened.companions[0], request.tokenizer, progress)
+    reader = TextReader(sides.found[0], layout, sides.companions[0], request.tokenizer, progress)
     exact, tokens = None, None
     if sources is not None:
         found, tokens = _read(request, reader, sources, changed, progress)
         by = ", ".join(str(each) for each in request.sources)
     else:
-        for rows, companions in zip(opened.rows, opened.companions, strict=True):
+        for rows, companions in zip(sides.rows, sides.companions, strict=True):
             statistics = companions.statistics_of(rows, progress)
             if statistics is not None:
                 break
@@ -278,25 +208,25 @@ def _read(
 
 
 def _result(
-    opened: _Opened,
-    sides: list[Side],
+    sides: Sides,
     layers: list[LayerChanges],
     cut: int,
     named: _Named,
 ) -> DiffResult:
     counts = np.sum([layer.counts for layer in layers], axis=0)
     spread = concentration(counts, np.sum([layer.change for layer in layers], axis=0))
-    columns = tuple(each for layer in layers for each in _columns(opened.layout, layer, cut))
+    before, after = sides.described()
+    columns = tuple(each for layer in layers for each in _columns(sides.layout, layer, cut))
     changed, within = (sum(getattr(e, name) for e in columns) for name in ("changed", "within"))
-    rows = [each for layer in layers for each in _most(opened.layout, layer)]
+    rows = [each for layer in layers for each in _most(sides.layout, layer)]
     rows.sort(key=lambda each: (-each.norm, each.layer, each.table_row))
     return DiffResult(
-        before=sides[0],
-        after=sides[1],
+        before=before,
+        after=after,
         verdict="changed" if changed else "within" if within else "equal",
-        fingerprint=opened.layout.fingerprint,
+        fingerprint=sides.layout.fingerprint,
         layers=tuple(layer.entry.layer for layer in layers),
-        dim=opened.rows[0].dim or 0,
+        dim=sides.rows[0].dim or 0,
         rows=sum(len(layer.levels) for layer in layers),
         changed=changed,
         within=within,

@@ -22,10 +22,11 @@ def write_diff(result: DiffResult, path: Path, *, force: bool) -> None:
     document = json.loads(json.dumps(asdict(result), default=str))
     for said in ("compare_seconds", "seconds", "report"):  # the same artifacts give the same page
         del document[said]
+    names = [each.stacked(each.path.name) for each in (result.before, result.after)]
     page = Page(
         kicker="Engram · comparison",
-        heading=f"What changed from {result.before.path.name} to {result.after.path.name}",
-        title=f"Engram diff: {result.before.path.name}, {result.after.path.name}",
+        heading=f"What changed from {names[0]} to {names[1]}",
+        title=f"Engram diff: {', '.join(names)}",
         facts=(("Rows", count(result.rows)), ("Changed", count(result.changed))),
         views=(_summary(result), *diff_views(result)),
         data=document,
@@ -70,7 +71,7 @@ def dtypes(result: DiffResult) -> str:
 
 def described_side(side: Side, path: str) -> str:
     """Return a side in a line; `path` as it is to be shown."""
-    return f"{path} ({side.format}, {side.dtype})"
+    return f"{side.stacked(path)} ({side.format}, {side.dtype})"
 
 
 def _summary(result: DiffResult) -> View:
@@ -141,7 +142,7 @@ def _heads(result: DiffResult) -> View:
     stand_out = result.from_norm is not None
     odd = any(each.not_finite for each in result.columns)
     columns = [
-        *(Column("layer", "text"), Column("order", "text"), Column("head", "text")),
+        *(Column("layer"), Column("order"), Column("head")),
         *(Column("rows"), Column("within error"), Column("changed"), Column("share", "percent")),
         *([Column("stand out")] if stand_out else []),
         *([Column("not finite")] if odd else []),
@@ -150,7 +151,7 @@ def _heads(result: DiffResult) -> View:
     ]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            *(str(each.layer), str(each.order), str(each.head)),
+            *(each.layer, each.order, each.head),
             *(each.rows, each.within, each.changed, each.changed / each.rows),
             *((each.stand_out,) if stand_out else ()),
             *((each.not_finite,) if odd else ()),
@@ -169,13 +170,13 @@ def _heads(result: DiffResult) -> View:
 
 def _most(result: DiffResult) -> View:
     columns = (
-        *(Column("layer", "text"), Column("order", "text"), Column("head", "text")),
+        *(Column("layer"), Column("order"), Column("head")),
         *(Column("row"), Column("norm", "decimal", 3), Column("change", "percent")),
         Column("cosine", "decimal", 3),
     )
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            *(str(each.layer), str(each.order), str(each.head)),
+            *(each.layer, each.order, each.head),
             *(each.row, each.norm, each.relative, each.cosine),
         )
         for each in result.most

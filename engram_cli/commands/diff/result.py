@@ -11,12 +11,18 @@ Verdict = Literal["equal", "within", "changed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of the two: where it is, what it is, and how its rows are stored."""
+    """One of the two: where it is, what it is, how its rows are stored, and the `patches` that
+    are stacked on them."""
 
     path: Path
     format: str
     dtype: str
     bytes: int
+    patches: tuple[Path, ...] = ()
+
+    def stacked(self, path: str) -> str:
+        """Return `path` with the names of the patches on it."""
+        return " + ".join((path, *(each.name for each in self.patches)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +111,8 @@ class DiffResult:
     others, and the n-grams of all changed rows are named. `half_rows`: the most changed rows that
     have half of the change, the sum of the squared norms; `change_shares`: (share of the changed
     rows, share of the change). `named_by`: what the n-grams are from, None where nothing names
-    them. `memory_bytes`: the levels of all rows, one byte each. `compare_seconds`: of reading and
-    comparing rows; `seconds`: of all.
+    them. `memory_bytes`: the levels of all rows, one byte each. `compared_bytes`: of both sides,
+    read in `compare_seconds`; `seconds`: of all. `patch`: written, with `patch_rows` rows.
     """
 
     before: Side
@@ -131,8 +137,10 @@ class DiffResult:
     memory_bytes: int
     compare_seconds: float
     seconds: float
-    report: Path | None = None
+    compared_bytes: int = 0
     patch: Path | None = None
+    patch_rows: int = 0
+    report: Path | None = None
 
     @property
     def same(self) -> bool:

@@ -1,7 +1,7 @@
 """patch make: a checkpoint, its bundle and facts in; a patch of few, little read rows out.
 
-The rows that the fewest look-ups of the corpus read are chosen among those of the facts' n-grams,
-gradient steps find their values, and the values are measured as the bundle stores them.
+Of the rows that the facts' n-grams read, those are chosen that move the facts most for each look-up
+of the corpus. Gradient steps find their values, which are measured as the bundle stores them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from engram_cli.commands.trace import check_tokenizer
 from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import check_encoder, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
-from engram_cli.errors import CorpusError
+from engram_cli.errors import CorpusError, InputError
 from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_rows import BundleRows, bundle_rows
 from engram_cli.hashing.hasher import StreamHasher
@@ -48,13 +48,15 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.runtime import attach, detach, memories
 from engram_cli.runtime.memory import Memory
 from engram_cli.stats.names import Names
-from engram_cli.training.edits.choice import Candidates, choose_rows, joined
+from engram_cli.training.edits.choice import Candidates, ChosenRows, every_row, joined
 from engram_cli.training.edits.divergence import EditReads, measure_divergence
-from engram_cli.training.edits.learning import FactTokens, Told, learn_facts, tell_facts
-from engram_cli.training.edits.rows import RowValues, edited_rows, row_finder
+from engram_cli.training.edits.influence import choose_rows
+from engram_cli.training.edits.learning import FactTokens, Told, learn_facts, row_sizes, tell_facts
+from engram_cli.training.edits.rows import RowValues, edited_rows, find_candidates, row_finder
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
 _MARGIN = 1.0  # nats by which a target token shall be ahead: other kernels still say the target
+_FLOOR = 1.0  # look-ups per million tokens below which rows compare by their gradients
 _CONTEXT = 1024
 _LOGITS = {"cpu": 2**28, "cuda": 2**31}  # bytes of the logits of one of two models
 
@@ -122,8 +124,8 @@ def _prepare(request: PatchMakeRequest, progress: Progress) -> _Prepared:
     require_traffic(traffic, request.max_traffic)
     if traffic is None:
         progress.note(
-            "how often a corpus reads rows is not known (--stats): those of the longest n-grams "
-            "are changed"
+            "how often a corpus reads rows is not known (--stats): those are changed that move "
+            "the facts most"
         )
     layout = source.layout
     return _Prepared(
@@ -176,12 +178,12 @@ class _Run:
     def result(self) -> PatchMakeResult:
         """Choose rows, find their values, write the patch, measure it."""
         request, made, progress = self._request, self._made, self._progress
-        found = [self._candidates(fact) for fact in self._tokens]
-        most = request.max_traffic
-        if most is not None and made.traffic is not None:
-            most = most * made.traffic.tokens / 1e6
-        chosen = choose_rows(found, request.rows_of_a_token, most)
-        rows, every = joined(chosen), joined(choose_rows(found, None))
+        hits_at = None if made.traffic is None else made.traffic.hits
+        candidates = [
+            find_candidates(self._memory, self._finder, fact.ids, hits_at) for fact in self._tokens
+        ]
+        chosen = self._choose(candidates)
+        rows, every = joined(chosen), joined(map(every_row, candidates))
         predicted = self._predict(rows, every)
         progress.note(_announced(rows, every, predicted, len(made.facts)))
         before = self._tell()
@@ -190,6 +192,7 @@ class _Run:
             self._memory,
             self._tokens,
             rows,
+            row_sizes(self._memory, every),
             steps=request.steps,
             rate=request.rate,
             margin=_MARGIN,
@@ -197,6 +200,7 @@ class _Run:
             progress=progress,
         )
         patch = self._patch(learned.edits, predicted)
+        self._require_change(patch, before)
         edits = self._stored(patch)
         with edited_rows(self._memory, edits):
             after = self._tell()
@@ -221,23 +225,43 @@ class _Run:
             seconds=0.0,
         )
 
-    def _candidates(self, fact: FactTokens) -> Candidates:
-        """Return the rows that a fact reads before its last token, which predicts nothing."""
-        layout, layers = self._made.source.layout, self._memory.spec.layers
-        found = self._finder.find(torch.from_numpy(fact.ids)[None])[0, :, :-1].numpy()
-        rows = found.astype(np.int64)  # [L, T - 1, C]
-        hits = np.zeros(rows.shape, dtype=np.uint64)
-        if self._made.traffic is not None:
-            for place, layer in enumerate(layers):
-                hits[place] = self._made.traffic.hits(layer, rows[place])
-        shape = rows.shape
-        orders = np.repeat(np.array(layout.orders), layout.heads)
-        return Candidates(
-            layers=np.broadcast_to(np.array(layers)[:, None, None], shape).reshape(-1),
-            rows=rows.reshape(-1),
-            orders=np.broadcast_to(orders, shape).reshape(-1),
-            hits=hits.reshape(-1),
-            tokens=fact.tokens,
+    def _choose(self, candidates: Sequence[Candidates]) -> Sequence[ChosenRows]:
+        """Return the rows of each fact that are changed."""
+        request, traffic = self._request, self._made.traffic
+        tokens = 1 if traffic is None else traffic.tokens
+        most = None if request.max_traffic is None else request.max_traffic * tokens / 1e6
+        if request.rows_of_a_token is None:
+            return [every_row(fact, most) for fact in candidates]
+        return choose_rows(
+            self._model,
+            self._memory,
+            self._tokens,
+            candidates,
+            request.rows_of_a_token,
+            floor=max(_FLOOR * tokens / 1e6, 1.0),
+            most_hits=most,
+            batch_tokens=self._batch_tokens,
+        )
+
+    def _require_change(self, patch: Patch, before: Told) -> None:
+        """Raise InputError for a patch without rows."""
+        if patch.rows:
+            return
+        if before.sure.all():
+            raise InputError(
+                f"the model says all facts of {self._request.edits} already",
+                "there is nothing to change: give other facts",
+            )
+        if self._request.max_traffic is not None:
+            raise InputError(
+                f"no row that moves a fact is read as little as --max-traffic "
+                f"{self._request.max_traffic:g} asks",
+                "give a larger limit",
+            )
+        raise InputError(
+            f"the memory in {self._made.bundle.folder} moves none of the facts: its gates are "
+            "untrained",
+            "train it first (engram train CHECKPOINT TEXT --bundle BUNDLE --held-out TEXT)",
         )
 
     def _predict(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engram_cli.errors import InputError
+from engram_cli.remote.path import open_whole
 from engram_cli.vocab.tokenizer import TokenizerFile
 
 _LINE_BYTES = 2**20
@@ -86,7 +87,7 @@ def _encode(
 def _read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield the number, the prompt and the target of each line that is not blank."""
     try:
-        with path.open("rb") as file:
+        with open_whole(path) as file:
             for number, raw in _lines(file, path):
                 yield number, *_parse(raw, f"{path}, line {number}")
     except OSError as error:

@@ -24,8 +24,8 @@ class DiffRequest(CorpusFields):
 
     `stats` None: those next to `before` or `after`, unless there are `sources`: a corpus to read.
     `at_least`: the norm of a difference from which a row counts for the n-grams, None for those
-    that stand out. `ngrams`: listed of each order. `report`: an HTML page to write, None for none.
-    `patch`: a patch of the artifact before to write, which has what changed.
+    that stand out. `ngrams`: listed of each order. `patch_before`, `patch_after`: stacked on the
+    sides, in this order. `patch`: a file for the changed rows. `report`: an HTML page to write.
     """
 
     RULES = (
@@ -45,7 +45,7 @@ class DiffRequest(CorpusFields):
         Path,
         Option(
             "Rows as they were: a table, bundle or checkpoint with tables: a path, org/name of the "
-            "Hugging Face Hub, or an address.",
+            "Hugging Face Hub, or an address. A patch stands for AFTER under it.",
             argument=True,
             reads="ranges",
         ),
@@ -53,12 +53,26 @@ class DiffRequest(CorpusFields):
     after: Annotated[
         Path,
         Option(
-            "Rows as they are now, of the same layout; the format and the dtype may differ.",
+            "Rows as they are now, of the same layout; the format and the dtype may differ. A "
+            "patch stands for BEFORE under it.",
             argument=True,
             reads="ranges",
         ),
     ]
     revision: Annotated[str | None, revision_of("before", "the artifact before")] = None
+    patch_before: Annotated[
+        tuple[Path, ...],
+        Option(
+            "Patch or overlay to stack on BEFORE, without changing it. Can be repeated; on a row "
+            "of several patches, the last one counts.",
+            metavar="PATCH",
+            reads="ranges",
+        ),
+    ] = ()
+    patch_after: Annotated[
+        tuple[Path, ...],
+        Option("The same for AFTER.", metavar="PATCH", reads="ranges"),
+    ] = ()
     stats: Annotated[
         Path | None,
         Option(
@@ -84,13 +98,16 @@ class DiffRequest(CorpusFields):
     ] = None
     ngrams: Annotated[int, Option("Number of n-grams to list per order.", least=0)] = 20
     vocab: Vocab = None
+    patch: Annotated[
+        Path | None,
+        Option(
+            "Also write the changed rows as a patch, which makes AFTER of BEFORE: "
+            "changes.patch.safetensors",
+        ),
+    ] = None
     report: Annotated[
         Path | None,
         Option("Also write the results as one HTML page that opens offline: diff.html"),
-    ] = None
-    patch: Annotated[
-        Path | None,
-        Option("Also write what changed as a patch of BEFORE: changes.patch.safetensors"),
     ] = None
     threads: Threads = None
     force: Force = False

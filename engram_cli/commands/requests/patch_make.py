@@ -61,7 +61,8 @@ class PatchMakeRequest(CorpusFields):
         Path,
         Option(
             "Facts to teach: JSON lines with prompt and target. The target follows the prompt as "
-            "it is, so it begins with its space."
+            "it is, so it begins with its space.",
+            reads="ranges",
         ),
     ]
     out: Annotated[Path, Option("Patch to write.", short="-o")] = Path("engram.patch.safetensors")
@@ -96,7 +97,8 @@ class PatchMakeRequest(CorpusFields):
     rows_per_token: Annotated[
         int | str,
         Option(
-            "Rows to change for each token of a target, those that the corpus reads least; or all.",
+            "Rows to change for each token of a target: those that move it most for each look-up "
+            "of the corpus; or all.",
             panel=_ROWS,
             metavar="N",
             parser=read_rows,

@@ -13,18 +13,20 @@ from engram_cli.jit import kernel, prefetch
 from engram_cli.stats.counting.key_kernels import (
     LOW_BITS,
     MOST_TIMES,
+    ODD,
     TIMES_BITS,
     make_keys,
-    place_mask,
 )
 
 TILE = 2048
 ROWS_AHEAD = 64  # how far ahead a counter is asked for
 SLOTS_AHEAD = 16  # the same for slots of the combining table
-SLOT_BITS = LOW_BITS  # of the combining table: the place of a word is its slot
+SLOT_BITS = 17  # of the combining table, 1 MB: the lower ones of a slot are the place of its word
 ROW_BITS = 32 - TIMES_BITS  # an item is the row in its part of a column, and its occurrences
 _LINE = 16  # counters of a cache line
 _TIMES, _TIMES_SHIFT = np.uint64(MOST_TIMES), np.uint64(TIMES_BITS)
+_SLOT_SHIFT, _FURTHER_BITS = np.uint64(64 - SLOT_BITS), np.uint64(SLOT_BITS - LOW_BITS)
+_FURTHER = np.uint64(2 ** (SLOT_BITS - LOW_BITS) - 1)
 _ROW_SHIFT = np.uint32(ROW_BITS)
 _ROWS = np.uint32(2**ROW_BITS - 1)
 _FULL = np.uint64(0xFFFFFFFF)
@@ -40,7 +42,7 @@ def combine(  # type: ignore[no-untyped-def]
     """Add up the n-grams at T positions in `slots`; those that make room for others go to a list.
 
     `x` [N-1+T] with the history first, `seen` [T], `multipliers` [n] by lag; `bits` of a token in
-    a key, or 0; `slots` [65,536]: words, 0 where free; `words`, `places` [L]: the list, `used`
+    a key, or 0; `slots` [131,072]: words, 0 where free; `words`, `places` [L]: the list, `used`
     long, which must have room for T+1 more. Gives the length of the list.
     """
     count = seen.size
@@ -53,7 +55,8 @@ def combine(  # type: ignore[no-untyped-def]
         window = x[begin : begin + history + width]
         make_keys(window, seen[begin : begin + width], filler, multipliers, bits, fresh, slot)
         for j in range(width):
-            slot[j] ^= place_mask(fresh[j])
+            top = (fresh[j] * ODD) >> _SLOT_SHIFT  # `place_mask`, and further bits
+            slot[j] ^= (top >> _FURTHER_BITS) | ((top & _FURTHER) << uint64(LOW_BITS))
             fresh[j] <<= _TIMES_SHIFT
         for j in range(width):
             prefetch(slots, int64(low[j + SLOTS_AHEAD]))

@@ -217,15 +217,21 @@ def sample_ngrams(  # type: ignore[no-untyped-def]
     return count
 
 
-@kernel("int64(uint64[::1], uint64[::1])")
-def held_hashes(slots, out):  # type: ignore[no-untyped-def]
-    """The hashes of the entries of `slots` [2 S] into `out`; gives how many there are."""
+@kernel("void(uint64[::1], uint64, int64[::1])")
+def bin_hashes(slots, shift, bins):  # type: ignore[no-untyped-def]
+    """Count the hashes h of the entries of `slots` [2 S] in `bins`, at h >> shift."""
+    for at in range(0, slots.size, 2):
+        bins[slots[at] >> shift] += int64(slots[at] != 0)
+
+
+@kernel("void(uint64[::1], uint64, uint64, uint64[::1])")
+def hashes_of_bin(slots, shift, wanted, out):  # type: ignore[no-untyped-def]
+    """Write the hashes that `bin_hashes` counts in the bin `wanted` into `out`, of that length."""
     held = 0
     for at in range(0, slots.size, 2):
-        if slots[at] != 0:
+        if slots[at] >> shift == wanted and slots[at] != 0:
             out[held] = slots[at]
             held += 1
-    return held
 
 
 @kernel("int64(uint64[::1], int32[:, ::1], uint64)")

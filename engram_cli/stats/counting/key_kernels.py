@@ -23,14 +23,14 @@ MOST_TIMES = 2**TIMES_BITS - 1
 KEY_BITS = 64 - TIMES_BITS + LOW_BITS
 _TIMES, _TIMES_SHIFT = np.uint64(MOST_TIMES), np.uint64(TIMES_BITS)
 _LOW, _LOW_SHIFT = np.uint64(2**LOW_BITS - 1), np.uint64(LOW_BITS)
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+ODD = np.uint64(0x9E3779B97F4A7C15)
 _PLACE_SHIFT = np.uint64(64 - LOW_BITS)
 
 
 @kernel("uint64(uint64)")
 def place_mask(high):  # type: ignore[no-untyped-def]
     """What the lower bits of a key are scrambled with, by its upper bits."""
-    return (high * _ODD) >> _PLACE_SHIFT
+    return (high * ODD) >> _PLACE_SHIFT
 
 
 @kernel("void(int32[::1], uint8[::1], int64, int64[::1], int64, uint64[::1], uint64[::1])")

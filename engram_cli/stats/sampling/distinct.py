@@ -28,6 +28,7 @@ key_kernels = LazyModule("engram_cli.stats.counting.key_kernels")
 DEFAULT_SAMPLE = 2**18
 LEAST_SAMPLE, MOST_SAMPLE = 16, 2**23
 EVERYTHING = 2**64  # the threshold below which every hash lies
+_BIN_BITS = 12  # a threshold is looked for among few hashes: 1.5 ms for 393,216, and 5 among all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -217,16 +218,23 @@ class Sampler:
 
     def _lower(self) -> None:
         """Lower the threshold to the hash after the `size` smallest, and drop all others."""
-        self._threshold = next_threshold(self._slots, self._limit + 1, self.size)
+        self._threshold = next_threshold(self._slots, self._threshold, self.size)
         threshold = np.uint64(self._threshold)
         self._entries[0] = kernels.drop_from(self._slots, self._tokens, threshold)
 
 
-def next_threshold(slots: NDArray[np.uint64], entries: int, size: int) -> int:
-    """Return the hash after the `size` smallest of the `entries` in `slots`."""
-    hashes = np.empty(entries, dtype=np.uint64)
-    kernels.held_hashes(slots, hashes)
-    return int(np.partition(hashes, size)[size])
+def next_threshold(slots: NDArray[np.uint64], threshold: int, size: int) -> int:
+    """Return the hash after the `size` smallest in `slots`, which holds more, all below
+    `threshold`."""
+    shift = max((threshold - 1).bit_length() - _BIN_BITS, 0)
+    bins = np.zeros(1 << _BIN_BITS, dtype=np.int64)
+    kernels.bin_hashes(slots, np.uint64(shift), bins)
+    ends = np.cumsum(bins)
+    own = int(np.searchsorted(ends, size, side="right"))
+    hashes = np.empty(int(bins[own]), dtype=np.uint64)
+    kernels.hashes_of_bin(slots, np.uint64(shift), np.uint64(own), hashes)
+    rank = size - int(ends[own] - bins[own])
+    return int(np.partition(hashes, rank)[rank])
 
 
 def sound_entries(hashes: NDArray[np.uint64], highest: int, limit: int) -> bool:

@@ -134,7 +134,7 @@ class ArrivalSampler:
                 self._entries,
             )
             if self._entries[0] > self._limit:
-                self._threshold = next_threshold(self._slots, self._limit + 1, self._size)
+                self._threshold = next_threshold(self._slots, self._threshold, self._size)
                 threshold = np.uint64(self._threshold)
                 self._entries[0] = _sampling_kernels.drop_from(self._slots, _NO_TOKENS, threshold)
 

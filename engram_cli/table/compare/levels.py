@@ -7,6 +7,7 @@ array in which no row changed are never touched.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 EQUAL, WITHIN, LEAST, LEVELS = 0, 1, 2, 256
 _PER_OCTAVE = 8
 _LOWEST = -20  # the binary logarithm of the norm of the level LEAST
-_GAP = 12  # levels, a factor of 2.8: narrower gaps are there by chance
-_STRAY = 1000  # for so many rows on the smaller side, one may lie in the gap
+_MARGIN = math.sqrt(2.0)  # times the gaps that are there by chance
+_STRAY = 50  # for so many rows on the smaller side, one may lie in the gap
 
 
 def levels_of(norms: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -35,30 +36,43 @@ def norm_of(level: int) -> float:
 def standing_out(counts: NDArray[np.int64], least: int) -> int | None:
     """Return the lowest level of the rows that changed far more than the others; None for no such.
 
-    `counts` int64[LEVELS]: rows by level. There must be a gap between both groups in which (nearly)
-    no row lies, at least a factor of 2.8 wide, and `least` rows on each side of it. The widest is
-    taken.
+    `counts` int64[LEVELS]: rows by level; `least`: the rows that an n-gram has. There must be a gap
+    between both groups in which (nearly) no row lies, and `least` rows on each side of it. Of
+    several, the one that is widest compared with what it must be is taken.
     """
     changed = counts.copy()
     changed[:LEAST] = 0
     sums = np.concatenate([[0], np.cumsum(changed)])
     total = int(sums[-1])
-    best = (0, 0)
+    best, widest = (0, 0), 0.0
     for begin in range(LEAST + 1, LEVELS):
         below = int(sums[begin])
         if below < least or not changed[begin - 1]:  # a gap begins behind a row
             continue
-        for end in range(begin + _GAP, LEVELS):
+        for end in range(begin + 1, LEVELS):
             above, inside = total - int(sums[end]), int(sums[end] - sums[begin])
             if above < least or inside > min(above, below) // _STRAY:
                 break
-            if end - begin > best[1] - best[0] and changed[end]:
-                best = begin, end
+            width = (end - begin) / _needed(above, below, least)
+            if changed[end] and width >= max(widest, 1.0):
+                best, widest = (begin, end), width
     if best == (0, 0):
         return None
     # The few rows in the gap go with those that they are near.
     used = np.flatnonzero(changed[best[0] - 1 : best[1] + 1]) + best[0] - 1
     return int(used[np.argmax(np.diff(used)) + 1])
+
+
+def _needed(above: int, below: int, least: int) -> float:
+    """Return how many levels wide a gap must be, with rows `above` and `below` it.
+
+    A training moves the rows of frequent n-grams most. The m-th most frequent n-gram of a text
+    occurs about 1 + 1/m times as often as the next (Zipf), so above its rows there are such gaps by
+    chance. Few edited n-grams need a wide one, many a narrow one. Where most rows lie above, they
+    are no exception, and the gap must be the widest.
+    """
+    ngrams = above / least if above <= below else 1.0
+    return _PER_OCTAVE * math.log2(_MARGIN * (1.0 + 1.0 / ngrams))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

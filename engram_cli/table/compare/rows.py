@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,11 +130,18 @@ class Measured:
 class RowPair:
     """Two sources of one layout and one dim, whose rows are compared. May run in threads."""
 
-    def __init__(self, before: RowSource, after: RowSource) -> None:
+    def __init__(
+        self,
+        before: RowSource,
+        after: RowSource,
+        only: Mapping[int, NDArray[np.int64]] | None = None,
+    ) -> None:
+        """`only`: by layer, the rows that can differ, ascending; blocks without any are equal."""
         assert before.dtype is not None
         assert after.dtype is not None
-        self.before, self.after, self.dim = before, after, before.dim or 0
+        self.before, self.after, self.dim, self._only = before, after, before.dim or 0, only
         self.types = DTYPES.load(before.dtype), DTYPES.load(after.dtype)
+        self._sizes = [row_type.row_bytes(self.dim) for row_type in self.types]
         self.one_dtype = before.dtype == after.dtype
         # A tensor of nvfp4 has a scale of its own that no row shows.
         self._held = threading.local()
@@ -143,9 +151,7 @@ class RowPair:
         """Read and compare all rows of a layer. Raises ArtifactError."""
         entry = self.before.layout.layer(layer)
         found = LayerChanges.of(entry)
-        sizes = [row_type.row_bytes(self.dim) for row_type in self.types]
-        step = max(1, _BLOCK_BYTES // max(sizes))
-        blocks = ((at, min(step, entry.rows - at)) for at in range(0, entry.rows, step))
+        blocks = self._blocks(layer)
         with ThreadPoolExecutor(threads) as pool:
             waiting: deque[tuple[int, Future[list[Measured]]]] = deque()
 
@@ -153,7 +159,7 @@ class RowPair:
                 count, future = waiting.popleft()
                 for measured in future.result():
                     found.take(measured)
-                progress.advance(count * sum(sizes))
+                progress.advance(count * sum(self._sizes))
 
             for first, count in blocks:
                 waiting.append((count, pool.submit(self._block, layer, first, count)))
@@ -162,6 +168,22 @@ class RowPair:
             while waiting:
                 take()
         return found
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of both sides that are compared, of all layers."""
+        layers = self.before.layers
+        rows = sum(count for layer in layers for _, count in self._blocks(layer))
+        return rows * sum(self._sizes)
+
+    def _blocks(self, layer: int) -> Iterator[tuple[int, int]]:
+        """Yield the first row and the rows of each block that is to be compared."""
+        rows = self.before.layout.layer(layer).rows
+        step = max(1, _BLOCK_BYTES // max(self._sizes))
+        firsts: Iterable[int] = range(0, rows, step)
+        if self._only is not None:
+            firsts = (np.unique(self._only[layer] // step) * step).tolist()
+        return ((first, min(step, rows - first)) for first in firsts)
 
     def _block(self, layer: int, first: int, count: int) -> list[Measured]:
         """Compare a block of rows; return those that differ in their bytes."""

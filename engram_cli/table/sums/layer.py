@@ -111,7 +111,7 @@ class LayerUpdate:
 
     `pairs`: what is added and what is removed, uint64[2 * n] each, by order; a token is its place
     in `tokens` int64[n], ascending. `vectors(column)`: theirs, int16[n, W]. `before`, `after`:
-    what rows are made with.
+    what rows are made with. `keep`: what `check` made of the pairs is kept for `apply`.
     """
 
     entry: LayerHash
@@ -123,7 +123,11 @@ class LayerUpdate:
     pairs: Mapping[int, tuple[NDArray[np.uint64], NDArray[np.uint64]]]
     before: SideState
     after: SideState
+    keep: bool = False
     pool: BufferPool = field(default_factory=BufferPool)
+    _dealt: dict[int, tuple[NDArray[np.int16], ColumnPart, ColumnPart]] = field(
+        default_factory=dict
+    )
 
     def check(self, block: Block, *, every: bool, wanted: bool) -> tuple[int, list[Changed]]:
         """Compare the records of the rows that documents touch with the rows that are stored.
@@ -220,6 +224,20 @@ class LayerUpdate:
         ]
         if not left:
             return
+        known = block.number in self._dealt
+        dealt = self._dealt.pop(block.number) if known else self._deal(block)
+        vectors, added, removed = dealt
+        for bucket in left:
+            yield self._bucket(block, bucket, vectors, added, removed)
+        if journal is None and self.keep:
+            self._dealt[block.number] = dealt
+        else:
+            for part in (added, removed):
+                self.pool.give(part.release())
+
+    def _deal(self, block: Block) -> tuple[NDArray[np.int16], ColumnPart, ColumnPart]:
+        """Return the vectors of a column, and the entries of a block by row: those that are added
+        and those that are removed."""
         column = block.column
         scale = self.before.columns[column].scale
         vectors = self.vectors(column)
@@ -231,10 +249,7 @@ class LayerUpdate:
                      self.pool.take)[column]
             for pairs in self.pairs[self.layout.orders[column // self.layout.heads]]
         )  # fmt: skip
-        for bucket in left:
-            yield self._bucket(block, bucket, vectors, added, removed)
-        for part in (added, removed):
-            self.pool.give(part.release())
+        return vectors, added, removed
 
     def _bucket(
         self,

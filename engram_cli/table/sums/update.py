@@ -234,6 +234,7 @@ class TableUpdate:
         self.table, self.change, self._embeddings = table, change, embeddings
         self._threads, self._memory = min(threads, SLOTS), memory
         self._progress = progress
+        self._made: dict[int, LayerUpdate] = {}
         about, kept = table.about, table.sums.kept
         self._before = about.attributes["init"]["parameters"]
         self._after = change.parameters(self._before)
@@ -272,7 +273,21 @@ class TableUpdate:
                       for file in sides)  # fmt: skip
         vectors = 2 * len(self._tokens) * -(-self.table.about.dim // LANES) * LANES
         making = min(self._memory, max(64 * file.tokens for file in sides))
-        return max(making, self._threads * (entries + vectors)) + 24 * len(self._hashes)
+        work = max(self._threads * (entries + vectors), min(self._memory, self._kept_bytes))
+        return max(making, work) + 24 * len(self._hashes)
+
+    @property
+    def _kept_bytes(self) -> int:
+        """Bytes of the entries and vectors of all columns, which are kept where there is room."""
+        layout, name = self.table.layout, self.table.sums.kept.init
+        pairs = sum(
+            self._pairs_of(file, name).most_pairs(order)
+            for file in self.change.sides
+            if file is not None
+            for order in layout.orders
+        )
+        wide = 2 * (self.table.about.dim + LANES) * len(self._tokens)
+        return len(layout.layers) * (8 * layout.heads * pairs + layout.columns * wide)
 
     def rows_written(self, touched: int) -> int:
         """Return how many rows are written again where documents touch `touched` of them."""
@@ -348,7 +363,12 @@ class TableUpdate:
         return np.float32(value[0])
 
     def _layers(self) -> dict[int, LayerUpdate]:
-        """Return what changes each layer."""
+        """Return what changes each layer, made once."""
+        if not self._made:
+            self._made = self._make_layers()
+        return self._made
+
+    def _make_layers(self) -> dict[int, LayerUpdate]:
         about, kept = self.table.about, self.table.sums.kept
         made = {}
         for entry in self.table.layout.layers:
@@ -384,6 +404,7 @@ class TableUpdate:
                 pairs={order: self._pairs(layer, order) for order in self.table.layout.orders},
                 before=states[0],
                 after=states[1],
+                keep=self._kept_bytes <= self._memory,
             )
         return made
 

@@ -1,5 +1,6 @@
-"""Edits of rows that teach a model facts: which rows to change, how far, and what else reads them.
+"""Edits of rows that teach a model facts: which rows to change, how far, and what else they move.
 
-`choice` takes the rows with the least traffic, `rows` puts other values into a live memory,
-`learning` finds the values, `divergence` measures what they do to other text.
+`influence` measures which rows move a fact, `choice` takes those that other text reads little for
+it, `learning` finds their values, `rows` gives these to a live memory, `divergence` measures what
+they do to other text.
 """

@@ -1,65 +1,81 @@
-"""Chooses the rows to change: of the n-grams of a fact, those that other text reads least.
+"""Chooses the rows to change: those that move a fact's tokens most for each look-up of a corpus.
 
-A row's traffic is its hits, the look-ups of the corpus that read it. An n-gram that the corpus does
-not have still shares rows with others, on some heads more than on others.
+A row's traffic is its hits, the look-ups of the corpus that read it. To first order a change of row
+r by d lowers the loss of a token by |g_r| |d|, with the gradient g_r of the loss, and costs other
+text hits_r |d|^2. For a loss that is to fall by so much the least cost is that of the rows with the
+largest |g_r|^2 / hits_r.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+ChosenRows = dict[int, NDArray[np.int64]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidates:
-    """The look-ups of one fact that may be changed, all arrays [n]: one for each position and row.
+    """The look-ups of one fact: `rows` int64[L, T, C] of the tables of `layers`, and `hits`
+    uint64[L, T, C], how often a corpus looks them up."""
 
-    `layers` int64: the number of the layer; `rows` int64: the row in its table; `orders` int64: the
-    order of the n-gram; `hits` uint64: look-ups of the corpus; `tokens`: how many are predicted.
-    """
-
-    layers: NDArray[np.int64]
+    layers: tuple[int, ...]
     rows: NDArray[np.int64]
-    orders: NDArray[np.int64]
     hits: NDArray[np.uint64]
-    tokens: int
 
 
-def choose_rows(
-    facts: Sequence[Candidates], per_token: int | None, most_hits: float | None = None
-) -> list[dict[int, NDArray[np.int64]]]:
-    """Return the rows to change of each fact, by layer, ascending and without repetition.
+def every_row(fact: Candidates, most_hits: float | None = None) -> ChosenRows:
+    """Return all rows of a fact by layer, ascending, those with more than `most_hits` left out."""
+    allowed = fact.hits <= (np.inf if most_hits is None else most_hits)
+    rows = [np.unique(own[good]) for own, good in zip(fact.rows, allowed, strict=True)]
+    return {layer: own for layer, own in zip(fact.layers, rows, strict=True) if len(own)}
 
-    `per_token` rows for each token that the fact predicts: those with the fewest hits, of as many
-    those of the longest n-gram; None takes all of them. None of them has more than `most_hits`.
+
+def best_rows(
+    fact: Candidates,
+    squares: NDArray[np.float32],
+    count: int,
+    floor: float,
+    most_hits: float | None = None,
+) -> ChosenRows:
+    """Return up to `count` rows of a fact by layer, ascending: the largest of squares / hits.
+
+    `squares` float32[L, T, C]: of the gradients of a token's loss. `floor`: hits that are added to
+    those of each row, so that rows which the corpus hardly reads compare by their gradients. Rows
+    without a gradient or with more than `most_hits` are left out.
     """
-    return [_choose(fact, per_token, most_hits) for fact in facts]
-
-
-def _choose(
-    fact: Candidates, per_token: int | None, most_hits: float | None
-) -> dict[int, NDArray[np.int64]]:
-    keys = np.stack((fact.layers, fact.rows), axis=1)
-    _, first = np.unique(keys, axis=0, return_index=True)
-    order = np.lexsort((first, -fact.orders[first], fact.hits[first]))
-    kept = first[order]
+    heights = int(fact.rows.max(initial=0)) + 1
+    keys = fact.rows + heights * np.arange(len(fact.layers))[:, None, None]
+    unique, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    gain = np.bincount(which.reshape(-1), weights=squares.reshape(-1), minlength=len(unique))
+    hits = fact.hits.reshape(-1)[first].astype(np.float64)
+    score = gain / (hits + floor)
     if most_hits is not None:
-        kept = kept[fact.hits[kept] <= most_hits]
-    if per_token is not None:
-        kept = kept[: per_token * fact.tokens]
+        score[hits > most_hits] = 0.0
+    best = np.argsort(-score, kind="stable")[:count]
+    taken = np.sort(unique[best[score[best] > 0.0]])
     return {
-        layer: np.sort(fact.rows[kept[fact.layers[kept] == layer]])
-        for layer in np.unique(fact.layers[kept]).tolist()
+        layer: taken[taken // heights == place] % heights
+        for place, layer in enumerate(fact.layers)
+        if (taken // heights == place).any()
     }
 
 
-def joined(parts: Sequence[dict[int, NDArray[np.int64]]]) -> dict[int, NDArray[np.int64]]:
-    """Return the rows of several facts by layer, ascending and without repetition."""
-    layers = sorted({layer for part in parts for layer in part})
-    return {
-        layer: np.unique(np.concatenate([part[layer] for part in parts if layer in part]))
-        for layer in layers
-    }
+def joined(parts: Iterable[ChosenRows]) -> ChosenRows:
+    """Return the rows of several choices by layer, ascending and without repetition."""
+    found: dict[int, list[NDArray[np.int64]]] = {}
+    for part in parts:
+        for layer, own in part.items():
+            found.setdefault(layer, []).append(own)
+    return {layer: np.unique(np.concatenate(found[layer])) for layer in sorted(found)}
+
+
+def each_joined(count: int, parts: Iterable[tuple[int, ChosenRows]]) -> Sequence[ChosenRows]:
+    """Return the rows of each of `count` facts, of choices by the fact's number."""
+    found: list[list[ChosenRows]] = [[] for _ in range(count)]
+    for number, part in parts:
+        found[number].append(part)
+    return [joined(own) for own in found]

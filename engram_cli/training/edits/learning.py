@@ -62,6 +62,7 @@ def learn_facts(
     memory: Memory,
     facts: Sequence[FactTokens],
     rows: Mapping[int, NDArray[np.int64]],
+    sizes: Mapping[int, float],
     *,
     steps: int,
     rate: float,
@@ -71,9 +72,10 @@ def learn_facts(
 ) -> Learned:
     """Return values of `rows`, by layer, with which the model says the facts, as far as it can.
 
-    At most `steps` steps; a step moves a value by up to about `rate` times the size of the values
-    that the rows had. Stops when every target token has `margin` nats more than any other token.
-    The model and the memory stay as they are. Raises InputError for losses that are not finite.
+    At most `steps` steps; a step moves a value of a layer by up to about `rate` times the layer's
+    size in `sizes` (`row_sizes`). Stops when every target token has `margin` nats more than any
+    other token. The model and the memory stay as they are. Raises InputError for losses that are
+    not finite.
     """
     device = device_of(model)
     own = {layer: torch.from_numpy(rows[layer]).to(device) for layer in sorted(rows)}
@@ -82,12 +84,12 @@ def learn_facts(
         for layer, at in own.items()
         if len(at)
     }
-    groups = [{"params": [each.values], "lr": rate * _size(each.values)} for each in edits.values()]
+    groups = [{"params": [each.values], "lr": rate * sizes[layer]} for layer, each in edits.items()]
     taken = 0
     if groups:
         optimiser = RowwiseAdam(groups, betas=defaults.BETAS)
         progress.start("steps", steps, "")
-        with _frozen(model), edited_rows(memory, edits):
+        with frozen(model), edited_rows(memory, edits):
             for _ in range(steps):
                 if not take_gradients(model, facts, margin, batch_tokens):
                     break
@@ -101,6 +103,19 @@ def learn_facts(
     return Learned(edits=found, steps=taken)
 
 
+def row_sizes(memory: Memory, read: Mapping[int, NDArray[np.int64]]) -> dict[int, float]:
+    """Return the root mean square of the values of rows, by layer; 1 where all are zero.
+
+    Give all rows that the facts read: those of rare n-grams alone may never have been trained, and
+    hold values too small for a gate.
+    """
+    found = {}
+    for layer, rows in read.items():
+        values = values_at(memory, layer, torch.from_numpy(rows))
+        found[layer] = values.square().mean().sqrt().item() or 1.0
+    return found
+
+
 def tell_facts(
     model: nn.Module, facts: Sequence[FactTokens], *, margin: float, batch_tokens: int
 ) -> Told:
@@ -112,8 +127,10 @@ def tell_facts(
     losses = np.zeros(len(facts), dtype=np.float32)
     exact, sure = np.zeros((2, len(facts)), dtype=np.bool_)
     with torch.no_grad():
-        for batch in _batches(facts, batch_tokens):
-            for fact, (loss, lead) in zip(batch, _predicted(model, facts, batch), strict=True):
+        for batch in fact_batches(facts, batch_tokens):
+            found = torch.stack(predicted_tokens(model, facts, batch)).cpu()
+            parts = torch.split(found, [facts[fact].tokens for fact in batch], dim=1)
+            for fact, (loss, lead) in zip(batch, parts, strict=True):
                 losses[fact] = loss.mean().item()
                 exact[fact] = bool((lead > 0).all())
                 sure[fact] = bool((lead >= margin).all())
@@ -129,48 +146,52 @@ def take_gradients(
     all others. Raises InputError for losses that are not finite.
     """
     lacking = False
-    for batch in _batches(facts, batch_tokens):
+    for batch in fact_batches(facts, batch_tokens):
         with torch.enable_grad():
-            found = _predicted(model, facts, batch)
-            losses = torch.cat([loss for loss, _ in found])
-            weak = torch.cat([lead for _, lead in found]) < margin
+            losses, leads = predicted_tokens(model, facts, batch)
+            weak = leads < margin
             if bool(weak.any()):
                 lacking = True
                 torch.autograd.backward((losses * weak).sum())
     return lacking
 
 
-def _predicted(
+def predicted_tokens(
     model: nn.Module, facts: Sequence[FactTokens], batch: Sequence[int]
-) -> list[tuple[Tensor, Tensor]]:
-    """Return for each fact of a batch float32[tokens]: the loss of each target token, and how many
-    nats it is ahead of the likeliest other token. Raises InputError."""
+) -> tuple[Tensor, Tensor]:
+    """Return float32[n] twice, for the target tokens of a batch of facts, one fact after another:
+    the losses, and by how many nats each is ahead of the likeliest other token.
+
+    Raises InputError for losses that are not finite.
+    """
     longest = max(len(facts[fact].ids) for fact in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+    places = []  # of the target tokens, in the batch
     for line, fact in enumerate(batch):
-        ids[line, : len(facts[fact].ids)] = torch.from_numpy(facts[fact].ids)
+        own = facts[fact]
+        ids[line, : len(own.ids)] = torch.from_numpy(own.ids)
+        places.append(line * longest + torch.arange(own.first, len(own.ids)))
     mask = torch.arange(longest) < torch.tensor([[len(facts[fact].ids)] for fact in batch])
     device = device_of(model)
     logits = model(
         input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False
     ).logits
-    found = []
-    for line, fact in enumerate(batch):
-        first, end = facts[fact].first, len(facts[fact].ids)
-        scores = F.log_softmax(logits[line, first - 1 : end - 1].float(), dim=-1)
-        target = ids[line, first:end].to(scores.device)[:, None]
-        own = scores.gather(1, target)[:, 0]
-        best = scores.detach().scatter(1, target, -torch.inf).max(dim=1).values
-        if not bool(torch.isfinite(own).all()):
-            raise InputError(
-                f"the model's loss on fact {fact + 1} is not finite",
-                "take a smaller --rate, or --dtype float32",
-            )
-        found.append((-own, own.detach() - best))
-    return found
+    wanted = torch.cat(places)
+    target = ids.flatten()[wanted].to(logits.device)[:, None]
+    scores = F.log_softmax(logits.flatten(0, 1)[wanted.to(logits.device) - 1].float(), dim=-1)
+    own_scores = scores.gather(1, target)[:, 0]
+    best = scores.detach().scatter(1, target, -torch.inf).max(dim=1).values
+    finite = torch.isfinite(own_scores).tolist()
+    if not all(finite):
+        lines = torch.div(wanted, longest, rounding_mode="floor").tolist()
+        raise InputError(
+            f"the model's loss on fact {batch[lines[finite.index(False)]] + 1} is not finite",
+            "take a smaller --rate, or --dtype float32",
+        )
+    return -own_scores, own_scores.detach() - best
 
 
-def _batches(facts: Sequence[FactTokens], batch_tokens: int) -> Iterator[list[int]]:
+def fact_batches(facts: Sequence[FactTokens], batch_tokens: int) -> Iterator[list[int]]:
     """Yield the numbers of all facts in batches of at most so many tokens, padding included."""
     batch: list[int] = []
     for fact in sorted(range(len(facts)), key=lambda each: (-len(facts[each].ids), each)):
@@ -195,7 +216,7 @@ def _step(optimiser: RowwiseAdam, edits: Mapping[int, RowValues]) -> None:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Put the model in its evaluation mode, none of its weights with a gradient, and back."""
     training = model.training
     learn = [weight for weight in model.parameters() if weight.requires_grad]
@@ -208,8 +229,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         model.train(training)
         for weight in learn:
             weight.requires_grad_(True)
-
-
-def _size(values: Tensor) -> float:
-    """Return the root mean square of values, 1 where all are zero."""
-    return values.detach().square().mean().sqrt().item() or 1.0

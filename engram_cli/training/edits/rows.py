@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engram_cli.runtime import loading
 from engram_cli.runtime.batch_rows import RowFinder
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import MemoryModule
+from engram_cli.training.edits.choice import Candidates
+
+HitsAt = Callable[[int, NDArray[np.int64]], NDArray[np.integer]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,8 +73,25 @@ def embedding_of(memory: Memory, layer: int) -> Any:
 def values_at(memory: Memory, layer: int, rows: Tensor) -> Tensor:
     """Return float32[n, dim]: what the rows int64[n] of a layer hold now."""
     with torch.no_grad():
-        found: Tensor = embedding_of(memory, layer)(rows[None, None])
+        embedding = embedding_of(memory, layer)
+        found: Tensor = embedding(rows[None, None].to(embedding.offsets.device))
     return found.reshape(len(rows), -1).float()
+
+
+def find_candidates(
+    memory: Memory, finder: RowFinder, ids: NDArray[np.int64], hits_at: HitsAt | None
+) -> Candidates:
+    """Return the look-ups of a fact's token ids but the last, which predicts nothing.
+
+    `hits_at`: the hits of rows of a layer; None where they are not known, and count as zero.
+    """
+    layers = memory.spec.layers
+    found = finder.find(torch.from_numpy(ids)[None])[0, :, :-1].numpy().astype(np.int64)
+    hits = np.zeros(found.shape, dtype=np.uint64)
+    if hits_at is not None:
+        for place, layer in enumerate(layers):
+            hits[place] = hits_at(layer, found[place])
+    return Candidates(layers=layers, rows=found, hits=hits)
 
 
 def row_finder(memory: Memory) -> RowFinder:

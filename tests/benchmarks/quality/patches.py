@@ -5,11 +5,12 @@
 DATA is what pretrained_data.py wrote for CHECKPOINT. A memory is trained on its documentation and
 manual pages first. Then invented facts are taught to the model with it:
 
-- one by one, to compare the look-ups that the statistics predict with the divergence measured;
-- all together, by a number of the least read rows, by rows drawn at random, by all rows, and by
-  LoRA, each until every fact is learned.
+- all together, by the rows that engram patch make chooses, by as many drawn at random or chosen by
+  their gradients alone, by all rows of their n-grams, and by LoRA, until every fact is learned;
+- one by one, to compare the look-ups that the corpus predicts with the divergence measured.
 
-OUT/results.jsonl has a line for each, written when it ends, and OUT/patches.json all of it.
+OUT/results.jsonl has a line for each, written when it ends. Facts are learned with TF32 on a GPU,
+and measured in float32, one by one with TF32.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from multiprocessing import get_context
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +40,39 @@ from engram_cli.commands.attach.command import attach_checkpoint
 from engram_cli.commands.build_table import build_table
 from engram_cli.commands.compress_vocab import run_compress_vocab
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.hash_stats import hash_stats
-from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
+from engram_cli.commands.requests.corpus import CompressVocabRequest
 from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.workspace import Workspace
-from engram_cli.runtime import clip_grad_norm
+from engram_cli.runtime import clip_grad_norm, loading
+from engram_cli.runtime.batch_rows import RowFinder
 from engram_cli.runtime.carried import memories
 from engram_cli.runtime.evaluation.windows import Piece
-from engram_cli.stats.stats_io import read_stats
 from engram_cli.training import defaults
-from engram_cli.training.edits.choice import Candidates, choose_rows, joined
+from engram_cli.training.edits.choice import (
+    Candidates,
+    ChosenRows,
+    best_rows,
+    each_joined,
+    every_row,
+    joined,
+)
 from engram_cli.training.edits.divergence import EditReads, measure_divergence
+from engram_cli.training.edits.influence import measure_influence
 from engram_cli.training.edits.learning import (
     FactTokens,
+    Learned,
     learn_facts,
+    row_sizes,
     take_gradients,
     tell_facts,
 )
-from engram_cli.training.edits.rows import RowValues, edited_rows, row_finder
+from engram_cli.training.edits.rows import RowValues, edited_rows, find_candidates, row_finder
 from engram_cli.training.model import prepare_model
 from engram_cli.training.optimiser import make_optimiser
 
 LAYERS, ORDERS, HEADS, DIM = (2, 8, 14, 20), (2, 3), 8, 32
 MARGIN = 1.0
-LENGTH, BATCH = 512, 32
+LENGTH, CHUNK = 512, 2**17
 TEXTS = ("docs-held", "third-held")  # of the memory's domain, and of none
 
 
@@ -72,18 +83,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--facts", type=int, default=200)
     parser.add_argument("--singles", type=int, default=200, help="facts taught one by one")
+    parser.add_argument("--single-tokens", type=int, default=40_000, help="read for each of them")
+    parser.add_argument("--bundle", type=Path, help="a trained memory to take; none trains one")
     parser.add_argument("--rows-per-head", type=int, default=200_000)
     parser.add_argument("--layers", default="2,8,14,20")
     parser.add_argument("--steps", type=int, default=300, help="of the memory's training")
-    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--batch", type=int, default=32, help="sequences of 512 tokens a step")
     parser.add_argument("--train-tokens", type=int)
     parser.add_argument("--held-tokens", type=int, default=100_000)
-    parser.add_argument("--parts", default="together,lora,singly")
     parser.add_argument("--edit-steps", type=int, default=100, help="at most, for the facts")
-    parser.add_argument("--single-tokens", type=int, default=40_000, help="read for each fact")
-    parser.add_argument("--rates", default="0.3")
-    parser.add_argument("--rows", default="4,8,16,32,64,0", help="rows per token; 0 for all")
-    parser.add_argument("--lora-rates", default="3e-4,1e-3")
+    parser.add_argument("--rate", type=float, default=defaults.EDIT_RATE)
+    parser.add_argument("--rows", default="8,4,16,32", help="rows per token")
+    parser.add_argument("--lora-rates", default="1e-3,3e-4")
     parser.add_argument("--seconds", type=float, default=900.0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -122,16 +133,30 @@ class Run:
     def run(self) -> None:
         """Do all parts that there is time for; one that fails does not stop the others."""
         self.prepare()
-        parts = {"together": self.together, "singly": self.singly, "lora": self.by_lora}
-        for part in [parts[name] for name in self.arguments.parts.split(",")]:
-            if time.perf_counter() - self.begin > self.arguments.seconds:
-                self.note("out of time", part=part.__name__)
+        first, *others = map(int, self.arguments.rows.split(","))
+        rate, *rates = map(float, self.arguments.lora_rates.split(","))
+        parts: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+            (self.chosen, (first,)),
+            (self.all_rows, ()),
+            (self.singly, (None,)),
+            (self.by_lora, (rate,)),
+            (self.at_random, (first,)),
+            (self.singly, (first,)),
+            (self.by_gradient, (first,)),
+            *((self.chosen, (count,)) for count in others),
+            *((self.by_lora, (each,)) for each in rates),
+        ]
+        for part, given in parts:
+            if self.is_late():
+                self.note("out of time", part=part.__name__, given=given)
                 continue
             try:
-                part()
+                part(*given)
             except Exception:
                 self.note("failed", part=part.__name__, error=traceback.format_exc()[-1500:])
-        (self.out / "patches.json").write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def is_late(self) -> bool:
+        return time.perf_counter() - self.begin > self.arguments.seconds
 
     # What all parts share.
 
@@ -139,8 +164,37 @@ class Run:
         """Count the corpus, make a memory, train it, encode the facts."""
         arguments = self.arguments
         ids = self.texts["docs-train"][: arguments.train_tokens]
-        corpus = self.here.folder / "train.npy"
-        np.save(corpus, ids)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=torch.float32)
+        bundle = arguments.bundle or self.make()
+        self.model = prepare_model(model.to(self.device), bundle=bundle)
+        self.note("prepared", tokens=len(ids))
+        if arguments.bundle is None:
+            self.train(ids)
+        self.model.eval().requires_grad_(False)
+        self.memory = next(iter(memories(self.model).values()))
+        self.finder = row_finder(self.memory)
+        self.tokens, self.hits = len(ids), self.count(ids)
+        tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
+        self.facts = [
+            encoded(tokenizer, fact["prompt"], fact["target"])
+            for fact in invented_facts(arguments.facts)
+        ]
+        self.candidates = [
+            find_candidates(self.memory, self.finder, fact.ids, lambda n, rows: self.hits[n][rows])
+            for fact in self.facts
+        ]
+        self.sizes = row_sizes(self.memory, joined(map(every_row, self.candidates)))
+        given = {"batch_tokens": 4096}
+        told = tell_facts(self.model, self.facts, margin=MARGIN, **given)
+        self.note("before", exact=int(told.exact.sum()), loss=round(float(told.losses.mean()), 3))
+        found = measure_influence(self.model, self.memory, self.facts, **given)
+        self.influences = [(each.fact, each.squares) for each in found]
+        self.note("influence", of=len(self.influences))
+
+    def make(self) -> Path:
+        """Make a memory of random rows, whose gates are shut."""
+        arguments = self.arguments
         run_compress_vocab(
             CompressVocabRequest(
                 source=arguments.checkpoint / "tokenizer.json", workspace=self.here
@@ -152,11 +206,6 @@ class Run:
             rows_per_head=(arguments.rows_per_head,),
             layers=self.layers,
         )
-        request = HashStatsRequest(
-            sources=(corpus,), geometry=geometry, vocab=self.here.vocab, workspace=self.here
-        )
-        counting = get_context("spawn").Process(target=hash_stats, args=(request,))
-        counting.start()  # while the memory is made and trained
         build_table(
             BuildTableRequest(
                 geometry=geometry,
@@ -177,29 +226,29 @@ class Run:
                 reference=True,
             )
         )
-        self.note("prepared", tokens=len(ids))
-        self.train(bundle, ids)
-        counting.join()
-        self.memory = next(iter(memories(self.model).values()))
-        self.finder = row_finder(self.memory)
-        statistics = read_stats(self.here.stats)
-        self.tokens = statistics.tokens
-        self.hits = {layer: statistics.hits(layer) for layer in self.memory.spec.layers}
-        tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
-        self.facts = [
-            encoded(tokenizer, fact["prompt"], fact["target"])
-            for fact in invented_facts(arguments.facts)
-        ]
-        self.candidates = [self.candidates_of(fact) for fact in self.facts]
-        told = tell_facts(self.model, self.facts, margin=MARGIN, batch_tokens=4096)
-        self.note("before", exact=int(told.exact.sum()), loss=round(float(told.losses.mean()), 3))
+        return bundle
 
-    def train(self, bundle: Path, ids: NDArray[np.int64]) -> None:
+    def count(self, ids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+        """Return how often the corpus looks each row of each layer up, as hash-stats counts it."""
+        spec = self.memory.spec
+        size = len(self.memory.hash_tensors().lookup)
+        hashed = loading.hash_tensors(spec.layout, spec.layers, vocab_size=size, device=self.device)
+        finder = RowFinder(hashed, packed=False)
+        hits = {n: torch.zeros(spec.layout.layer(n).rows, dtype=torch.int64, device=self.device)
+                for n in spec.layers}  # fmt: skip
+        older = max(ORDERS) - 1
+        for begin in range(0, len(ids), CHUNK):
+            first = max(begin - older, 0)  # with what the n-grams of the first tokens reach back to
+            part = torch.from_numpy(ids[first : begin + CHUNK].astype(np.int64)).to(self.device)
+            rows = finder.find(part[None])[0][:, begin - first :]
+            for place, layer in enumerate(spec.layers):
+                own = rows[place].flatten().long()
+                hits[layer] += torch.bincount(own, minlength=len(hits[layer]))
+        return {layer: own.cpu().numpy() for layer, own in hits.items()}
+
+    def train(self, ids: NDArray[np.int64]) -> None:
         """Train the memory as engram train does."""
         arguments = self.arguments
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=torch.float32)
-        self.model = prepare_model(model.to(self.device), bundle=bundle)
         optimiser = make_optimiser(self.model)
         rates = [group["lr"] for group in optimiser.param_groups]
         lines = torch.from_numpy(ids[: len(ids) // LENGTH * LENGTH].astype(np.int64))
@@ -223,26 +272,9 @@ class Run:
             optimiser.step()
             optimiser.zero_grad()
             losses.append(loss.detach())
-        self.model.eval().requires_grad_(False)
         taken = torch.stack(losses).tolist()
         first, last = np.mean(taken[:10]), np.mean(taken[-10:])
         self.note("trained", first=round(float(first), 3), last=round(float(last), 3))
-
-    def candidates_of(self, fact: FactTokens, *, own: bool = False) -> Candidates:
-        """Return the rows of a fact; `own`: those of the positions that predict its target."""
-        layout, layers = self.memory.spec.layout, self.memory.spec.layers
-        found = self.finder.find(torch.from_numpy(fact.ids)[None])[0].numpy().astype(np.int64)
-        rows = found[:, fact.first - 1 if own else 0 : -1]
-        hits = np.stack([self.hits[layer][rows[i]] for i, layer in enumerate(layers)])
-        shape = rows.shape
-        orders = np.repeat(np.array(layout.orders), layout.heads)
-        return Candidates(
-            layers=np.broadcast_to(np.array(layers)[:, None, None], shape).reshape(-1),
-            rows=rows.reshape(-1),
-            orders=np.broadcast_to(orders, shape).reshape(-1),
-            hits=hits.reshape(-1).astype(np.uint64),
-            tokens=fact.tokens,
-        )
 
     def predicted(self, rows: Mapping[int, NDArray[np.int64]]) -> float:
         """Return look-ups per million tokens of the corpus that read these rows."""
@@ -250,21 +282,23 @@ class Run:
         return 1e6 * found / self.tokens
 
     def pieces(self, name: str, tokens: int) -> Iterator[Piece]:
-        """Yield the documents of the first tokens of a text."""
-        ids = self.texts[name][:tokens]
-        for number, part in enumerate(np.split(ids, np.flatnonzero(ids == 0) + 1)):
-            if len(part):
-                yield Piece(document=number, ids=part.astype(np.int64))
+        """Yield the beginnings of a text's documents, about so many tokens in all."""
+        ids = self.texts[name]
+        documents = [each for each in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(each) > 1]
+        most = max(tokens // len(documents), 2)
+        for number, part in enumerate(documents[:tokens]):
+            yield Piece(document=number, ids=part[:most].astype(np.int64))
 
     def divergence(
         self,
         changed: Callable[[], Any],
         reads: Callable[[], EditReads | None],
         tokens: int | None = None,
+        texts: Sequence[str] = TEXTS,
     ) -> dict[str, Any]:
         """Return the KL divergence on each text, with its interval."""
         found: dict[str, Any] = {}
-        for name in TEXTS:
+        for name in texts:
             own = measure_divergence(
                 self.model,
                 self.pieces(name, tokens or self.arguments.held_tokens),
@@ -286,54 +320,63 @@ class Run:
 
     # All facts together.
 
-    def together(self) -> None:
-        """Teach all facts by the least read rows, by as many random ones, and by all."""
+    def chosen(self, per_token: int) -> None:
+        """Teach by the rows that engram patch make chooses."""
+        self.teach("chosen", self.choose(per_token), per_token)
+
+    def choose(self, per_token: int) -> Sequence[ChosenRows]:
+        """Return the rows of each fact with the largest squared gradient for each look-up."""
+        return self.best(per_token, self.candidates, self.tokens / 1e6)
+
+    def best(
+        self, per_token: int, candidates: Sequence[Candidates], floor: float
+    ) -> Sequence[ChosenRows]:
+        return each_joined(
+            len(candidates),
+            ((fact, best_rows(candidates[fact], squares, per_token, floor))
+             for fact, squares in self.influences),
+        )  # fmt: skip
+
+    def by_gradient(self, per_token: int) -> None:
+        """Teach by the rows with the largest gradients, whatever reads them."""
+        blind = [replace(each, hits=np.zeros_like(each.hits)) for each in self.candidates]
+        self.teach("largest gradients", self.best(per_token, blind, 1.0), per_token)
+
+    def all_rows(self) -> None:
+        """Teach by all rows of the facts' n-grams."""
+        self.teach("all rows", [every_row(each) for each in self.candidates], None)
+
+    def at_random(self, per_token: int) -> None:
+        """Teach by rows of the facts' n-grams drawn at random."""
         draw = np.random.default_rng(0)
-        for rate in map(float, self.arguments.rates.split(",")):
-            for per_token in [int(n) or None for n in self.arguments.rows.split(",")]:
-                chosen = choose_rows(self.candidates, per_token)
-                self.teach("least read" if per_token else "all rows", chosen, per_token, rate)
-                if per_token:
-                    drawn = [some(each, per_token, draw) for each in self.candidates]
-                    self.teach("random", drawn, per_token, rate)
-        narrow = [self.candidates_of(fact, own=True) for fact in self.facts]
-        for per_token in (16, None):
-            name = "least read, positions of the target" if per_token else "all rows of these"
-            self.teach(name, choose_rows(narrow, per_token), per_token, rate)
+        pairs = zip(self.facts, self.candidates, strict=True)
+        drawn = [some(each, per_token * fact.tokens, draw) for fact, each in pairs]
+        self.teach("random", drawn, per_token)
 
     def teach(
         self,
         name: str,
-        chosen: Sequence[Mapping[int, NDArray[np.int64]]],
+        chosen: Sequence[ChosenRows],
         per_token: int | None,
-        rate: float,
     ) -> None:
         """Teach all facts by the rows chosen, and measure."""
-        if time.perf_counter() - self.begin > self.arguments.seconds:
-            return
-        rows = joined([dict(each) for each in chosen])
-        learned = learn_facts(
-            self.model,
-            self.memory,
-            self.facts,
-            rows,
-            steps=self.arguments.edit_steps,
-            rate=rate,
-            margin=MARGIN,
-            batch_tokens=4096,
-        )
+        rows, begin = joined(chosen), time.perf_counter()
+        with tf32():
+            learned = self.learn(self.facts, rows)
+        seconds = time.perf_counter() - begin
         with edited_rows(self.memory, learned.edits):
             told = tell_facts(self.model, self.facts, margin=MARGIN, batch_tokens=4096)
         self.note(
             "together",
             name=name,
             per_token=per_token,
-            rate=rate,
+            seconds=round(seconds, 2),
             rows=sum(map(len, rows.values())),
             predicted=self.predicted(rows),
             steps=learned.steps,
             exact=int(told.exact.sum()),
             facts=len(self.facts),
+            fact_loss=round(float(told.losses.mean()), 4),
             **self.divergence(
                 lambda: edited_rows(self.memory, learned.edits),
                 lambda: EditReads(self.finder, self.memory, learned.edits),
@@ -342,7 +385,20 @@ class Run:
 
     # One by one.
 
-    def singly(self) -> None:
+    def learn(self, facts: Sequence[FactTokens], rows: ChosenRows, batch: int = 4096) -> Learned:
+        return learn_facts(
+            self.model,
+            self.memory,
+            facts,
+            rows,
+            self.sizes,
+            steps=self.arguments.edit_steps,
+            rate=self.arguments.rate,
+            margin=MARGIN,
+            batch_tokens=batch,
+        )
+
+    def singly(self, per_token: int | None) -> None:
         """Teach facts one by one: as many models side by side, each with edits of its own."""
         # In the order in which learn_facts puts them into a batch.
         order = sorted(
@@ -350,49 +406,51 @@ class Run:
             key=lambda each: (-len(self.facts[each].ids), each),
         )
         facts = [self.facts[each] for each in order]
-        rate = float(self.arguments.rates.split(",")[0])
-        for per_token in (None, 16):
-            chosen = choose_rows([self.candidates[each] for each in order], per_token)
-            edits, steps = self.learn_singly(facts, chosen, rate)
-            lines = []
-            for fact, rows, own in zip(facts, chosen, edits, strict=True):
-                if time.perf_counter() - self.begin > self.arguments.seconds:
-                    break
-                with edited_rows(self.memory, own):
-                    told = tell_facts(self.model, [fact], margin=MARGIN, batch_tokens=4096)
-                found = self.divergence(
-                    lambda own=own: edited_rows(self.memory, own),
-                    lambda own=own: EditReads(self.finder, self.memory, own),
-                    self.arguments.single_tokens,
-                )
-                lines.append(
-                    {
-                        "rows": sum(map(len, rows.values())),
-                        "predicted": self.predicted(rows),
-                        "exact": bool(told.exact[0]),
-                        **{name: found[name]["kl"] for name in TEXTS},
-                        **{f"{name}-lookups": found[name]["lookups"] for name in TEXTS},
-                    }
-                )
-            self.note(
-                "singly",
-                per_token=per_token,
-                steps=steps,
-                exact=sum(each["exact"] for each in lines),
-                facts=len(lines),
-                spearman={name: spearman(lines, "predicted", name) for name in TEXTS},
-                spearman_lookups={
-                    name: spearman(lines, "predicted", f"{name}-lookups") for name in TEXTS
-                },
-                kl={name: float(np.mean([each[name] for each in lines])) for name in TEXTS},
-                lines=lines,
-            )
+        every = [every_row(each) for each in self.candidates]
+        rows_of = every if per_token is None else self.choose(per_token)
+        chosen = [rows_of[each] for each in order]
+        with tf32():
+            edits, steps = self.learn_singly(facts, chosen)
+            lines = list(self.measured_singly(facts, chosen, edits))
+        self.note(
+            "singly",
+            per_token=per_token,
+            steps=steps,
+            exact=sum(each["exact"] for each in lines),
+            facts=len(lines),
+            spearman=spearman(lines, "predicted", "kl"),
+            spearman_lookups=spearman(lines, "predicted", "lookups"),
+            kl=float(np.mean([each["kl"] for each in lines])),
+            lines=lines,
+        )
+
+    def measured_singly(
+        self,
+        facts: Sequence[FactTokens],
+        chosen: Sequence[ChosenRows],
+        edits: Sequence[dict[int, RowValues]],
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what each fact alone does to text of the memory's domain, while there is time."""
+        for at in np.random.default_rng(1).permutation(len(facts)).tolist():
+            if self.is_late():
+                return
+            own = edits[at]
+            with edited_rows(self.memory, own):
+                told = tell_facts(self.model, [facts[at]], margin=MARGIN, batch_tokens=4096)
+            changed = partial(edited_rows, self.memory, own)
+            reads = partial(EditReads, self.finder, self.memory, own)
+            found = self.divergence(changed, reads, self.arguments.single_tokens, TEXTS[:1])
+            yield {
+                "rows": sum(map(len, chosen[at].values())),
+                "predicted": self.predicted(chosen[at]),
+                "exact": bool(told.exact[0]),
+                **{name: found[TEXTS[0]][name] for name in ("kl", "lookups")},
+            }
 
     def learn_singly(
         self,
         facts: Sequence[FactTokens],
-        chosen: Sequence[Mapping[int, NDArray[np.int64]]],
-        rate: float,
+        chosen: Sequence[ChosenRows],
     ) -> tuple[list[dict[int, RowValues]], int]:
         """Return the edits of each fact alone, learned in one batch of them all."""
         heights = {n: self.memory.spec.layout.layer(n).rows for n in self.memory.spec.layers}
@@ -404,16 +462,7 @@ class Run:
             for layer, height in heights.items()
         }  # fmt: skip
         with apart(self.memory):
-            learned = learn_facts(
-                self.model,
-                self.memory,
-                facts,
-                {layer: own for layer, own in keys.items() if len(own)},
-                steps=self.arguments.edit_steps,
-                rate=rate,
-                margin=MARGIN,
-                batch_tokens=2**20,  # one batch
-            )
+            learned = self.learn(facts, {n: own for n, own in keys.items() if len(own)}, 2**20)
         edits: list[dict[int, RowValues]] = [{} for _ in facts]
         for layer, own in learned.edits.items():
             line = torch.div(own.rows, heights[layer], rounding_mode="floor")
@@ -427,22 +476,18 @@ class Run:
 
     # LoRA.
 
-    def by_lora(self) -> None:
+    def by_lora(self, rate: float, rank: int = 16) -> None:
         """Teach all facts by a LoRA adapter on all linear layers of the decoder."""
         import peft
 
-        rates = [float(each) for each in self.arguments.lora_rates.split(",")]
-        for rank, rate in [(rank, rate) for rank in (16,) for rate in rates]:
-            if time.perf_counter() - self.begin > self.arguments.seconds:
-                return
-            torch.manual_seed(0)
-            names = [
-                name
-                for name, module in self.model.named_modules()
-                if isinstance(module, nn.Linear) and ".layers." in name and "engram" not in name
-            ]
-            config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
-            self.teach_adapter(peft.get_peft_model(self.model, config), rank, rate)
+        torch.manual_seed(0)
+        names = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and ".layers." in name and "engram" not in name
+        ]
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
+        self.teach_adapter(peft.get_peft_model(self.model, config), rank, rate)
 
     def teach_adapter(self, adapted: Any, rank: int, rate: float) -> None:
         """Teach all facts by an adapter, measure, and take it off the model."""
@@ -525,13 +570,22 @@ def encoded(tokenizer: Any, prompt: str, target: str) -> FactTokens:
     return FactTokens(ids=np.array(whole, dtype=np.int64), first=len(ids))
 
 
-def some(
-    fact: Candidates, per_token: int, draw: np.random.Generator
-) -> dict[int, NDArray[np.int64]]:
-    """Return as many rows of a fact as `choose_rows`, drawn at random."""
-    keys = np.unique(np.stack((fact.layers, fact.rows), axis=1), axis=0)
-    taken = keys[draw.permutation(len(keys))[: per_token * fact.tokens]]
+def some(fact: Candidates, count: int, draw: np.random.Generator) -> ChosenRows:
+    """Return so many rows of a fact, drawn at random."""
+    every = every_row(fact)
+    keys = np.array([(layer, row) for layer, own in every.items() for row in own.tolist()])
+    taken = keys[draw.permutation(len(keys))[:count]]
     return {int(n): np.sort(taken[taken[:, 0] == n, 1]) for n in np.unique(taken[:, 0])}
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Multiply float32 matrices with TF32 on a GPU."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def spearman(lines: Sequence[Mapping[str, Any]], one: str, other: str) -> float | None:

@@ -72,9 +72,6 @@ class Run:
             for layer in self.model.model.layers:
                 fully_shard(layer)
             fully_shard(self.model, ignored_params=set(row_parameters(self.model)))
-            if device != "cpu" and dist.get_backend() == "gloo":  # which has no mean there
-                for module in (*self.model.model.layers, self.model):
-                    module.set_force_sum_reduction_for_comms(True)
         elif rank is not None:
             self.wrapped = DistributedDataParallel(self.model)
         rest, rows = parameter_groups(self.model, lr=0.01)

@@ -27,7 +27,7 @@ LAYOUTS = {"mapped": mapped_layout, "raw": raw_layout}
 
 
 @given(data=st.data())
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_an_update_is_a_build_from_the_other_corpus(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
