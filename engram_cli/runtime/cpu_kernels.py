@@ -2,7 +2,8 @@
 
 They run without the interpreter lock. What torch does in two dozen passes over [B, T, d], each a
 call, is one or two passes here, and for one token no more than a few microseconds. Everything is
-float32. Arrays are contiguous; an empty one stands for "none".
+float32. Arrays are contiguous; an empty one stands for "none". `hash_at` and `gate_at` take
+addresses, 0 for "none": of a decode step, handing over arrays took most of the time.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import float32, int32, int64
+from numba import carray, float32, int32, int64
 
 from engram_cli.jit import add_in_any_order, bits_of_float32, float32_of_bits, kernel
+from engram_cli.runtime.tiers.host_gather_jit import pointer
 from engram_cli.vocab.lookup import HOLE
 
 _ZERO, _ONE, _MIN_DOT = np.float32(0), np.float32(1), np.float32(1e-6)
@@ -245,12 +247,69 @@ def convolve(
                 _add_silu(out[i, s], total[s * width : (s + 1) * width])
 
 
-@kernel(
-    f"void(int64, {_FLOATS}, {_MATRIX}, boolean[::1], int64[::1], {_FLOATS}, {_MATRIX}, {_MATRIX}, "
-    f"{_MATRIX}, {_MATRIX}, float32, float32, float32, int64, boolean, {_MATRIX}, {_FLOATS})"
-)
-def gate(
+@kernel()
+def _numbers(address, count):
+    return carray(pointer(address), (count if address else int64(0),), np.int64)
+
+
+@kernel(f"int64(int64[::1], {', '.join(['int64'] * 18)})")
+def hash_at(
+    orders,
+    batch,
     count,
+    known,
+    vocabulary,
+    layers,
+    longest,
+    width,
+    filler,
+    eos,
+    ids,
+    lookup,
+    recent,
+    dead,
+    age,
+    multipliers,
+    columns,
+    tokens,
+    outcome,
+):
+    """Do what `hash_call` does: ids [batch, count], `width` columns of `layers` layers.
+
+    At `outcome` there is memory for `older`, and then for `rows`.
+    """
+    older = batch * (longest - 1)
+    rows = layers * batch * count * width
+    return hash_call(
+        carray(pointer(ids), (batch, count), np.int64),
+        carray(pointer(lookup), (vocabulary,), np.int32),
+        carray(pointer(recent), (batch if known else int64(0), known, 2), np.int64),
+        carray(pointer(dead), (batch if dead else int64(0), count), np.bool_),
+        carray(pointer(age), (batch if age else int64(0), count), np.int64),
+        carray(pointer(multipliers), (layers, orders.size, longest), np.int64),
+        carray(pointer(columns), (layers, width, 4), np.int64),
+        orders,
+        filler,
+        eos,
+        carray(pointer(tokens), (batch, count, 2), np.int64),
+        _numbers(outcome, older).reshape(batch, longest - 1),
+        _numbers(outcome + 8 * older, rows).reshape(layers, batch, count, width),
+    )
+
+
+@kernel()
+def _lines(address, lines, width):
+    return carray(pointer(address), (lines if address else int64(0), width), np.float32)
+
+
+@kernel(f"void({', '.join(['int64'] * 17)}, float32, float32, float32, boolean)")
+def gate_at(
+    batch,
+    count,
+    streams,
+    width,
+    taps_each,
+    dilation,
     hidden,
     projected,
     keep,
@@ -260,23 +319,30 @@ def gate(
     key,
     norm,
     taps,
+    inputs,
+    out,
     eps,
     norm_eps,
     centred,
-    dilation,
     residual,
-    inputs,
-    out,
 ):
-    """Do what `open_gates` and then `convolve` do, for all tokens in one thread."""
-    tokens = hidden.shape[0]
-    gates = np.empty(hidden.shape[:2], dtype=np.float32)
+    """Do what `open_gates` and then `convolve` do, for all tokens [batch, count] in one thread."""
+    tokens, wide = batch * count, streams * width
+    states = carray(pointer(hidden), (tokens, streams, width), np.float32)
+    sums = carray(pointer(out), (tokens, streams, width), np.float32)
+    lines = _lines(projected, tokens, wide + width)
+    flags = carray(pointer(keep), (tokens if keep else int64(0),), np.bool_)
+    given = _lines(query, streams, width), _lines(key, streams, width), _lines(norm, streams, width)
+    gates = np.empty((tokens, streams), dtype=np.float32)
+    found = _lines(inputs, tokens, wide if norm else int64(0))
     open_gates(
-        *(0, tokens, hidden, projected, keep, query, key, norm, eps, norm_eps, centred, residual),
-        *(gates, inputs, out),
+        *(int64(0), tokens, states, lines, flags, *given, eps, norm_eps, centred, residual),
+        *(gates, found, sums),
     )
-    if norm.size:
+    if norm:
+        reach = (taps_each - 1) * dilation
+        past = carray(pointer(history), (batch if history else int64(0), reach, wide), np.float32)
         convolve(
-            *(0, tokens, count, hidden, projected, keep, age, history, taps, dilation, residual),
-            *(gates, inputs, out),
+            *(int64(0), tokens, count, states, lines, flags, _numbers(age, tokens), past),
+            *(_lines(taps, wide, taps_each), dilation, residual, gates, found, sums),
         )

@@ -65,25 +65,34 @@ def hash_call(
     """`reference.hash_call` of tensors that `takes` allows, not of a `summed` hash."""
     batch, count = ids.shape
     layers, columns = tensors.columns.shape[:2]
+    known, older = 0 if recent is None else recent.shape[1], tensors.max_order - 1
     tokens = torch.empty((batch, count, 2), dtype=torch.int64)
-    older = torch.empty((batch, tensors.max_order - 1), dtype=torch.int64)
-    rows = torch.empty((layers, batch, count, columns), dtype=torch.int64)
-    wrong = _kernels().hash_call(
-        _array(ids if ids.dtype == torch.int64 else ids.long()),
-        _array(tensors.lookup),
-        _NO_RECENT if recent is None else _array(recent),
-        _NO_BOOLS if dead is None else _array(dead),
-        _NO_NUMBERS if age is None else _array(age),
-        _array(tensors.multipliers),
-        _array(tensors.columns),
+    outcome = torch.empty(batch * older + layers * batch * count * columns, dtype=torch.int64)
+    ids = ids.contiguous() if ids.dtype == torch.int64 else ids.long().contiguous()
+    given = tuple(
+        None if x is None else x.contiguous()
+        for x in (tensors.lookup, recent, dead, age, tensors.multipliers, tensors.columns)
+    )
+    wrong = _kernels().hash_at(
         _orders(tensors.orders),
-        tensors.filler,
-        _NO_EOS if tensors.eos is None else tensors.eos,
-        *(tokens.numpy(), older.numpy(), rows.numpy()),
+        *(batch, count, known, len(tensors.lookup), layers, older + 1, columns),
+        *(tensors.filler, _NO_EOS if tensors.eos is None else tensors.eos),
+        *(ids.data_ptr(), *map(_address, given), tokens.data_ptr(), outcome.data_ptr()),
     )
     if wrong >= 0:
         raise no_token(tensors)
-    return HashedCall(tokens=tokens[..., 0], seen=tokens[..., 1], older=older, rows=rows)
+    before, rows = outcome[: batch * older], outcome[batch * older :]
+    return HashedCall(
+        tokens=tokens[..., 0],
+        seen=tokens[..., 1],
+        older=before.view(batch, older),
+        rows=rows.view(layers, batch, count, columns),
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    """Return where a tensor's numbers are, 0 where there are none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def takes_gate(weights: GateWeights, hidden: Tensor, projected: Tensor, past: Past) -> bool:
@@ -109,37 +118,55 @@ def gate(
     batch, count, streams, width = hidden.shape
     wide, has_conv = streams * width, weights.taps is not None
     out, inputs = torch.empty(hidden.shape), torch.empty((batch, count, wide if has_conv else 0))
-    states = _array(hidden).reshape(-1, streams, width)
-    lines = _array(projected).reshape(-1, wide + width)
-    keep = _NO_FLAGS if past.keep is None else _array(past.keep).reshape(-1)
-    age = _NO_AGES if past.age is None else _array(past.age).reshape(-1)
-    history = _NO_HISTORY if past.history is None else _array(past.history.float())
-    query, key = _array(weights.query), _array(weights.key)
-    norm = _NO_NORM if weights.norm is None else _array(weights.norm)
-    taps = _NO_NORM if weights.taps is None else _array(weights.taps).reshape(wide, -1)
+    history = None if past.history is None else past.history.float()
+    norms = (weights.query, weights.key, weights.norm, weights.taps)
+    given = tuple(
+        None if x is None else x.contiguous()
+        for x in (hidden, projected, past.keep, past.age, history, *norms)
+    )
     rates = weights.eps, weights.norm_eps, float(weights.centred)
-    flat = inputs.numpy().reshape(len(states), inputs.shape[2])
-    written = flat, out.numpy().reshape(states.shape)
-    threads = min(torch.get_num_threads(), len(states) * wide // _EACH)
-    kernels, dilation = _kernels(), weights.dilation
+    threads = min(torch.get_num_threads(), batch * count * wide // _EACH)
     if threads < 2:
-        kernels.gate(
-            *(count, states, lines, keep, age, history, query, key, norm, taps),
-            *(*rates, dilation, residual, *written),
+        each = 0 if weights.taps is None else weights.taps.shape[-1]
+        _kernels().gate_at(
+            *(batch, count, streams, width, each, weights.dilation),
+            *(*map(_address, given), inputs.data_ptr(), out.data_ptr(), *rates, residual),
         )
     else:
-        gates = np.empty((len(states), streams), np.float32)
-        common = (states, lines, keep)
-        opened = (*common, query, key, norm, *rates, residual, gates, *written)
-        _in_threads(threads, len(states), kernels.open_gates, opened)
-        if has_conv:
-            convolved = (count, *common, age, history, taps, dilation, residual, gates, *written)
-            _in_threads(threads, len(states), kernels.convolve, convolved)
+        _gate_in_threads(threads, given, weights.dilation, (*rates, residual), inputs, out)
     if not has_conv:
         return out.to(dtype), None
     kept = count if tail is None else min(tail, count)
     last = inputs[:, count - kept :]
     return out.to(dtype), last.clone() if kept < count else last
+
+
+def _gate_in_threads(
+    threads: int,
+    given: tuple[Tensor | None, ...],
+    dilation: int,
+    rates: tuple[Any, ...],
+    inputs: Tensor,
+    out: Tensor,
+) -> None:
+    """Write `inputs` and `out` of the contiguous tensors `given`, one piece of them a thread."""
+    _, count, streams, width = out.shape
+    keep, age, history, norm, taps = (
+        empty if tensor is None else _array(tensor)
+        for tensor, empty in zip((*given[2:5], *given[7:]), _NOTHING, strict=True)
+    )
+    hidden, projected, query, key = (_array(x) for x in (*given[:2], *given[5:7]) if x is not None)
+    tokens = len(out) * count
+    sums = out.numpy().reshape(tokens, streams, width)
+    written = inputs.numpy().reshape(tokens, inputs.shape[2]), sums
+    gates = np.empty((tokens, streams), np.float32)
+    lines = hidden.reshape(sums.shape), projected.reshape(tokens, -1), keep.reshape(-1)
+    opened = (*lines, query, key, norm, *rates, gates, *written)
+    _in_threads(threads, tokens, _kernels().open_gates, opened)
+    if inputs.shape[2]:
+        past = (age.reshape(-1), history, taps.reshape(streams * width, -1))
+        convolved = (count, *lines, *past, dilation, rates[-1], gates, *written)
+        _in_threads(threads, tokens, _kernels().convolve, convolved)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
@@ -166,8 +193,11 @@ def _pool() -> ThreadPoolExecutor:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its threads
 
-_NO_RECENT = np.empty((0, 0, 0), dtype=np.int64)
-_NO_BOOLS, _NO_FLAGS = np.empty((0, 0), dtype=np.bool_), np.empty(0, dtype=np.bool_)
-_NO_NUMBERS, _NO_AGES = np.empty((0, 0), dtype=np.int64), np.empty(0, dtype=np.int64)
-_NO_NORM = np.empty((0, 0), dtype=np.float32)
-_NO_HISTORY = np.empty((0, 0, 0), dtype=np.float32)
+# For `keep`, `age`, `history`, `norm` and `taps`.
+_NOTHING: tuple[NDArray[Any], ...] = (
+    np.empty(0, dtype=np.bool_),
+    np.empty(0, dtype=np.int64),
+    np.empty((0, 0, 0), dtype=np.float32),
+    np.empty((0, 0), dtype=np.float32),
+    np.empty((0, 0), dtype=np.float32),
+)

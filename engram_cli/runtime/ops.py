@@ -29,6 +29,7 @@ from engram_cli.runtime.gate_reference import NO_PAST, GateWeights, Past
 from engram_cli.runtime.graph_capture import is_transformed
 from engram_cli.runtime.lookup_reference import NO_LIMITS, LookBack, common_dtype
 from engram_cli.runtime.reference import HashedCall, HashTensors
+from engram_cli.runtime.row_gradients import Rate
 from engram_cli.runtime.tables import FLOATS, Table, dequantise
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def sum_sorted(values: Tensor, keys: Tensor, order: Tensor, segments: Tensor, co
 
 
 def adagrad_step(
-    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: Rate, eps: float
 ) -> None:
     """Take one step of row-wise Adagrad, in place (`row_gradients.adagrad_step`)."""
     _row_functions(values, weight).adagrad_step(weight, sums, values, rows, lr, eps)
@@ -239,7 +240,7 @@ def adam_step(
     state: tuple[Tensor, Tensor, Tensor],
     values: Tensor,
     rows: Tensor,
-    lr: float,
+    lr: Rate,
     betas: tuple[float, float],
     eps: float,
 ) -> None:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 PIECE = 32
+Rate = float | Tensor  # a learning rate, a number or float64 [] on the rows' device
 _TINY = torch.finfo(torch.float32).tiny
+
+
+def rate_tensor(rate: Rate, device: torch.device) -> Tensor:
+    """Return a learning rate as float64 [] on `device`."""
+    if isinstance(rate, Tensor):
+        return rate
+    return torch.full((), rate, dtype=torch.float64, device=device)
 
 
 def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +88,7 @@ def _add_up(values: Tensor, into: Tensor, lines: int) -> Tensor:
 
 
 def adagrad_step(
-    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: Rate, eps: float
 ) -> None:
     """Take one step of row-wise Adagrad: `sums` float32[rows] are a row's mean squares so far.
 
@@ -93,7 +101,7 @@ def adagrad_step(
     weight[found] = (weight[found].float() - change).to(weight.dtype)
 
 
-def adagrad_change(gradient: Tensor, sums: Tensor, lr: float, eps: float) -> Tensor:
+def adagrad_change(gradient: Tensor, sums: Tensor, lr: Rate, eps: float) -> Tensor:
     """Return [n, dim]: what Adagrad takes from rows; zero where the gradient is."""
     divisor = (sums.sqrt() + eps).clamp_min(_TINY)
     return gradient / divisor[:, None] * lr
@@ -104,7 +112,7 @@ def adam_step(
     state: tuple[Tensor, Tensor, Tensor],
     values: Tensor,
     rows: Tensor,
-    lr: float,
+    lr: Rate,
     betas: tuple[float, float],
     eps: float,
 ) -> None:

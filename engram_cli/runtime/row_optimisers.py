@@ -1,13 +1,14 @@
 """Optimisers for very large tables: only rows that have a gradient are read and written.
 
 In: sparse gradients, in which a row may occur many times. A step adds up each row's and updates the
-row and its state at once, without waiting for the device, so that it can be part of a CUDA graph.
+row and its state at once, without waiting for the device, so that it can be part of a CUDA graph;
+in a plain loop it becomes one by itself (`step_graphs`).
 State for a row of `dim` values: `RowwiseAdagrad` 4 bytes, `RowwiseAdam` 8 x dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime import ops
-from engram_cli.runtime.row_gradients import adagrad_change
+from engram_cli.runtime.graph_capture import is_capturing_graph
+from engram_cli.runtime.row_gradients import Rate, adagrad_change
+from engram_cli.runtime.step_graphs import StepGraphs
 
 DISTRIBUTED = "engram_distributed"  # an attribute of such a weight
 
@@ -28,6 +31,7 @@ class _RowOptimiser(torch.optim.Optimizer):
     """
 
     _missing: frozenset[int] = frozenset()  # ids of weights whose state a state dict left out
+    _graphs: StepGraphs | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -81,6 +85,27 @@ class _RowOptimiser(torch.optim.Optimizer):
     ) -> None:
         raise NotImplementedError
 
+    def _run(
+        self,
+        step: Callable[[Rate], None],
+        written: tuple[Tensor, ...],
+        gradient: tuple[Tensor, Tensor],
+        lr: float,
+        constants: Hashable,
+    ) -> None:
+        """Run a step for sparse rows with the learning rate, on a GPU as a CUDA graph.
+
+        `written`: the weight and its state; `gradient`: values and row numbers.
+        """
+        weight = written[0]
+        if not weight.is_cuda or is_capturing_graph() or not ops.has_kernels(weight.device):
+            step(lr)
+            return
+        self._graphs = self._graphs or StepGraphs()
+        rate = self._graphs.rate(weight, lr)
+        self._graphs.run(lambda: step(rate), (*written, *gradient, rate), constants)
+        torch.autograd.graph.increment_version(written)
+
 
 def is_distributed(weight: Tensor) -> bool:
     """Return whether a weight is this process's part of a table that several processes have."""
@@ -109,7 +134,14 @@ class RowwiseAdagrad(_RowOptimiser):
             state["sum"] = torch.full(shape, group["initial"], dtype=torch.float32, device=device)
         sums, lr, eps = state["sum"], float(group["lr"]), group["eps"]
         if gradient.is_sparse:
-            ops.adagrad_step(weight, sums, gradient._values(), gradient._indices()[0], lr, eps)
+            rows = gradient._values(), gradient._indices()[0]
+            self._run(
+                lambda rate: ops.adagrad_step(weight, sums, *rows, rate, eps),
+                (weight, sums),
+                rows,
+                lr,
+                eps,
+            )
             return
         values = gradient.float()
         sums += values.square().mean(dim=1)
@@ -150,13 +182,12 @@ class RowwiseAdam(_RowOptimiser):
                 state[name] = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
             # On the device, so that a CUDA graph counts its replays.
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-        state["step"] += 1
-        ops.adam_step(
-            weight,
-            (state["exp_avg"], state["exp_avg_sq"], state["step"]),
-            gradient._values(),
-            gradient._indices()[0],
-            float(group["lr"]),
-            group["betas"],
-            group["eps"],
-        )
+        moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
+        rows = gradient._values(), gradient._indices()[0]
+        betas, eps = group["betas"], group["eps"]
+
+        def step(rate: Rate) -> None:
+            moments[2].add_(1)
+            ops.adam_step(weight, moments, *rows, rate, betas, eps)
+
+        self._run(step, (weight, *moments), rows, float(group["lr"]), (*betas, eps))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.graph_capture import is_plain_call
-from engram_cli.runtime.row_gradients import sparse_tensor
+from engram_cli.runtime.row_gradients import Rate, rate_tensor, sparse_tensor
 
 
 def gradient(
@@ -77,7 +77,7 @@ def sum_sorted(values: Tensor, keys: Tensor, order: Tensor, segments: Tensor, co
 
 
 def _adagrad_step(
-    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: Tensor, eps: float
 ) -> None:
     from engram_cli.runtime.kernels import rows as kernels
 
@@ -91,7 +91,7 @@ def _adam_step(
     steps: Tensor,
     values: Tensor,
     rows: Tensor,
-    lr: float,
+    lr: Tensor,
     beta1: float,
     beta2: float,
     eps: float,
@@ -116,9 +116,10 @@ def _(*arguments):  # type: ignore[no-untyped-def]
 
 
 def adagrad_step(
-    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: Rate, eps: float
 ) -> None:
     """`row_gradients.adagrad_step`."""
+    lr = rate_tensor(lr, weight.device)
     if not is_plain_call(weight, values, rows):
         adagrad_operator(weight, sums, values, rows, lr, eps)
         return
@@ -131,11 +132,12 @@ def adam_step(
     state: tuple[Tensor, Tensor, Tensor],
     values: Tensor,
     rows: Tensor,
-    lr: float,
+    lr: Rate,
     betas: tuple[float, float],
     eps: float,
 ) -> None:
     """`row_gradients.adam_step`."""
+    lr = rate_tensor(lr, weight.device)
     if not is_plain_call(weight, values, rows):
         adam_operator(weight, *state, values, rows, lr, *betas, eps)
         return

@@ -57,7 +57,7 @@ def cases() -> Iterator[Case]:
                 amount=amount,
                 unit="tokens",
                 notes=about,
-                rounds=7 if name == "training step" else 15,
+                rounds=5 if name == "training step" else 11,
                 overhead=True,
                 contestants={
                     which: make(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,25 +23,39 @@ def wait(device: torch.device) -> None:
 def one_at_a_time(contestants: dict[str, Calls], device: torch.device, rounds: int) -> Any:
     """Seconds of each call, from the host's clock until its result is on the device.
 
-    Contestants take turns; each round has other inputs. The first round warms up.
+    Contestants take turns, each time in another order. The inputs of a turn are used by nobody
+    just before: who reads the rows that another one has read finds their pages known to the GPU.
+    The first round warms up.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
-        for name, calls in contestants.items():
+        for place, name in enumerate(shuffled(list(contestants), turn)):
+            calls = contestants[name]
+            call = calls[(turn * len(contestants) + place) % len(calls)]
             wait(device)
             begin = time.perf_counter()
-            calls[turn % len(calls)]()
+            call()
             wait(device)
             if turn:
                 times[name].append(time.perf_counter() - begin)
     return times
 
 
+def shuffled(names: list[str], turn: int) -> list[str]:
+    """The names in a random order, the same for a turn in every run.
+
+    In turns that only begin elsewhere each would always follow the same other one, whose code may
+    be in the caches of the CPU: 240 and 321 us were measured of one code path.
+    """
+    return random.Random(turn).sample(names, len(names))
+
+
 def in_a_row(runs: dict[str, tuple[Callable[[], Any], int]], device: torch.device) -> Any:
     """Seconds a call of runs that make several, one after another without a wait between."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(4):
-        for name, (run, count) in runs.items():
+        for name in shuffled(list(runs), turn):
+            run, count = runs[name]
             wait(device)
             begin = time.perf_counter()
             run()

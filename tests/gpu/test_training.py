@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from gpu.interpreted import checks
@@ -10,7 +12,13 @@ from runtime.kernels.row_cases import RowCase
 from torch import Tensor, nn
 
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime import lookup_reference, ops, row_gradients, torch_ops_rows
+from engram_cli.runtime import (
+    lookup_reference,
+    ops,
+    row_gradients,
+    step_graphs,
+    torch_ops_rows,
+)
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.row_optimisers import RowwiseAdagrad, RowwiseAdam
@@ -122,6 +130,63 @@ def test_a_graph_trains_as_a_loop_does(optimiser: type[torch.optim.Optimizer]) -
         mine.step()
         mine.zero_grad()
     assert all(map(torch.equal, looped, graphed))
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_loop_that_became_graphs_trains_as_before(
+    optimiser: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a learning rate that changes, another length in between, and rows that are replaced."""
+    hashed = a_hash()
+    found, replayed = [], []
+    for kept in (step_graphs._KEPT, 0):
+        monkeypatch.setattr(step_graphs, "_KEPT", kept)
+        weights = weights_of(hashed)
+        steps = optimiser(weights, lr=0.1)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(steps, 0.9)
+        for turn in range(12):
+            length = 150 if turn == 5 else 100
+            generator = torch.Generator().manual_seed(turn)
+            ids = torch.randint(0, 1000, (4, length), generator=generator).to(CUDA)
+            training_step(hashed, weights, ids)
+            steps.step()
+            schedule.step()
+            steps.zero_grad()
+            if turn == 8:
+                with torch.no_grad():
+                    weights[0].data = weights[0].detach().clone()
+        found.append([*weights, *(steps.state[w][n] for w in weights for n in steps.state[w])])
+        replayed.append(steps._graphs.replayed)  # type: ignore[attr-defined]
+    assert replayed[0] > 0
+    assert replayed[1] == 0
+    assert all(map(torch.equal, *found))
+
+
+def test_a_step_of_another_thread_is_captured_while_this_one_copies() -> None:
+    """As data loaders do: pinned memory, copies and events in a thread of their own."""
+    hashed, ended = a_hash(), threading.Event()
+
+    def copies() -> None:
+        while not ended.is_set():
+            torch.ones(1000).pin_memory().to(CUDA, non_blocking=True)
+            torch.cuda.Event().record()
+
+    thread = threading.Thread(target=copies)
+    thread.start()
+    try:
+        weights = weights_of(hashed)
+        steps = RowwiseAdam(weights, lr=0.1)
+        ids = torch.randint(0, 1000, (4, 100), device=CUDA)
+        for _ in range(20):
+            training_step(hashed, weights, ids)
+            steps.step()
+            steps.zero_grad()
+        torch.cuda.synchronize()
+    finally:
+        ended.set()
+        thread.join()
+    assert steps._graphs is not None
+    assert steps._graphs.captured > 0
 
 
 # Said once a process where torch makes a sparse tensor.

@@ -107,7 +107,8 @@ def test_ids_of_other_dtypes_and_strides() -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_gate_is_the_twins(case: GateCase) -> None:
+def test_the_gate_is_the_twins(case: GateCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     call = make_call(case)
     with torch.no_grad():
         assert cpu_ops.takes_gate(call.weights, call.hidden, call.projected, call.past)
@@ -121,8 +122,9 @@ def test_the_gate_is_the_twins(case: GateCase) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 4096])
-def test_one_token_or_many_give_the_same_bits(count: int) -> None:
+def test_one_token_or_many_give_the_same_bits(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """So does any number of threads."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     case = GateCase(batch=1, count=count, streams=1, width=64, taps=2, dilation=1)
     call = make_call(case)
     with torch.no_grad():

@@ -196,6 +196,7 @@ def lookup_kernel(
     history,  # int32 [slots, ring]
     slots,  # [sequences]
     positions,  # [sequences]
+    found_rows,  # int64 [LAYERS, count, C], what the vectors' gradient needs; or None
     count,
     run,
     sequences,
@@ -311,6 +312,8 @@ def lookup_kernel(
     if KIND == "rows":
         tl.store(out + target, rows, mask=served)
     else:
+        if found_rows is not None:
+            tl.store(found_rows + target, rows, mask=served)
         table, scale = of_layer(tables, layer, LAYERS), of_layer(scales, layer, LAYERS)
         begin, scale_begin = rows, rows
         if SHARDS:

@@ -88,11 +88,13 @@ def look_up(
     plan: Plan | None = None,
     bits: bool | None = None,
     shards: Shards | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Return [L, *ids.shape, C x dim] in `dtype`, of tables [rows, dim] of one kind.
 
     `plan` and `bits` (decode e4m3 by integer operations) are chosen when None. With `shards`,
-    tables and scales are those that this GPU holds.
+    tables and scales are those that this GPU holds. The row numbers are written to `rows` int64
+    [L, *ids.shape, C], if given.
     """
     layers, columns = hashed.columns.shape[:2]
     first = tables[0]
@@ -130,7 +132,7 @@ def look_up(
             "SCALE_ITEM": scales[0].element_size(),
             "ALIGNED": gcd(16, row_bytes, *shards.addresses[: layers * shards.world]),
         }
-    _launch(hashed, ids, out, tables, scales, back, commit, plan, constants, shards)
+    _launch(hashed, ids, out, tables, scales, back, commit, plan, constants, shards, rows)
     return out
 
 
@@ -157,6 +159,7 @@ def _launch(
     plan: Plan,
     constants: dict[str, Any],
     shards: Shards | None = None,
+    rows: Tensor | None = None,
 ) -> None:
     count, bounds = ids.numel(), back.bounds
     layers, columns = hashed.columns.shape[:2]
@@ -169,6 +172,7 @@ def _launch(
         *(tuple(tables), tuple(scales)),
         *(_LOCAL if shards is None else _placed(shards)),
         *(None if limit is None else limit.contiguous() for limit in limits),
+        rows,
         *(count, ids.shape[1] if bounds is None else 0, sequences, sequences.bit_length()),
         *(ids.stride(0) if bounds is None else 0, ids.stride(-1), len(hashed.lookup)),
         *(hashed.filler, hashed.eos if hashed.eos >= 0 else None),

@@ -179,7 +179,7 @@ def adagrad_kernel(
     values,
     partial,
     count,
-    lr,
+    lr,  # float64: one number, on the device, so that a CUDA graph reads it anew
     eps,
     DIM: tl.constexpr,
     VALUE_STRIDE: tl.constexpr,
@@ -199,7 +199,8 @@ def adagrad_kernel(
     summed += tl.div_rn(tl.sum(total * total, 1), DIM + 0.0)
     tl.store(sums + row, summed, mask=head)
     divisor = tl.maximum(tl.sqrt_rn(summed) + eps, _TINY)
-    change = tl.div_rn(total, tl.broadcast_to(divisor[:, None], total.shape)) * lr
+    rate = tl.load(lr).to(tl.float32)
+    change = tl.div_rn(total, tl.broadcast_to(divisor[:, None], total.shape)) * rate
     tl.store(at, (old - change).to(weight.dtype.element_ty), mask=valid)
 
 
@@ -214,7 +215,7 @@ def adam_kernel(
     values,
     partial,
     count,
-    lr,
+    lr,  # float64: one number, on the device, so that a CUDA graph reads it anew
     eps,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
@@ -240,7 +241,7 @@ def adam_kernel(
     t = tl.load(steps).to(tl.float64)
     left1 = 1.0 - tl.exp(t * tl.full([], LOG_BETA1, tl.float64))
     left2 = 1.0 - tl.exp(t * tl.full([], LOG_BETA2, tl.float64))
-    size = (tl.sqrt(left2) / left1).to(tl.float32) * lr
+    size = (tl.sqrt(left2) / left1).to(tl.float32) * tl.load(lr).to(tl.float32)
     first += (total - first) * (1 - BETA1)
     second += (total * total - second) * (1 - BETA2)
     tl.store(mean + at, first, mask=valid)
@@ -258,7 +259,7 @@ class Sorted(NamedTuple):
     partial: Tensor
 
     def launch(
-        self, kernel: Any, *written: Any, rates: tuple[float, ...] = (), **constants: Any
+        self, kernel: Any, *written: Any, rates: tuple[Any, ...] = (), **constants: Any
     ) -> None:
         """Launch a kernel over the segments: what it writes, then these vectors, then `rates`."""
         block, grid = _cut(*self.values.shape)
@@ -305,7 +306,7 @@ def sum_sorted(values: Tensor, keys: Tensor, order: Tensor, segments: Tensor, co
 
 
 def adagrad_step(
-    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: Tensor, eps: float
 ) -> None:
     """Take a step of row-wise Adagrad, in place (`row_gradients.adagrad_step`)."""
     if len(rows):
@@ -318,7 +319,7 @@ def adam_step(
     state: tuple[Tensor, Tensor, Tensor],
     values: Tensor,
     rows: Tensor,
-    lr: float,
+    lr: Tensor,
     betas: tuple[float, float],
     eps: float,
 ) -> None:

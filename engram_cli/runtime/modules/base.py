@@ -113,7 +113,8 @@ class MultiHeadEmbedding(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return [B, T, C x dim] of table rows int64[B, T, C], which include the offsets."""
-        out: Tensor = self.embedding(rows)
+        own = self.embedding
+        out: Tensor = own.forward(rows) if type(own) is Rows and is_bare(own) else own(rows)
         return out.flatten(-2) if out.ndim > rows.ndim else out
 
 
@@ -210,10 +211,10 @@ class Weight(nn.Module):
 
     def __call__(self) -> Tensor:
         """Return the weight in use; where nothing hooks in, without the ways of nn.Module."""
-        if self._forward_pre_hooks or self._forward_hooks or "forward" in self.__dict__:
-            found: Tensor = super().__call__()
-            return found
-        return self.weight
+        if is_bare(self):
+            return self.weight
+        found: Tensor = super().__call__()
+        return found
 
     def forward(self) -> Tensor:
         """Return the weight in use."""
@@ -241,9 +242,13 @@ def project(vectors: Tensor, linears: Sequence[nn.Module]) -> Tensor:
 
 def is_plain(linear: nn.Linear) -> bool:
     """Return whether calling a layer is no more than a product with its weight."""
-    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks)
-    changed = "forward" in linear.__dict__ or any(hooks) or bool(linear._backward_pre_hooks)
-    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and not changed
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and is_bare(linear)
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Return whether calling a module is no more than its class's `forward`."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return not (hooked or module._backward_pre_hooks or "forward" in module.__dict__)
 
 
 def load_dense(module: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from engram_cli.runtime.gate_reference import GateWeights
 from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight, project
 
 CONV_NORM_EPS = 1e-5
+_EPS, _EPS_WIDE = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
 
 
 class NormedConv(nn.Module):
@@ -54,7 +55,7 @@ class EngramV1(MemoryModule):
             key=stacked(self.norm1),
             norm=stacked(self.short_conv.norms),
             taps=self.short_conv.conv(),
-            eps=torch.finfo(torch.promote_types(query.dtype, torch.float32)).eps,
+            eps=_EPS_WIDE if query.dtype == torch.float64 else _EPS,
             norm_eps=CONV_NORM_EPS,
             dilation=self.short_conv.dilation,
         )

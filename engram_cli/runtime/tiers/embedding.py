@@ -36,6 +36,7 @@ from engram_cli.runtime.tiers.staging import StagingQueue, Tuning, local_tuning
 
 Path = Literal["in-place", "staged"]
 _PIECE_ROWS = 2**16  # hot rows fetched at once
+_EVERY = 64  # calls between two looks at how many rows were hot
 
 
 class TieredEmbedding(OperatorRows):
@@ -93,6 +94,7 @@ class TieredEmbedding(OperatorRows):
             or (ops.has_kernels(self.device) and self.tier_buffers.cold.is_pinned())
         )
         self.number = register(self)
+        self._cold_share = ColdShare(self.tier_buffers.counted) if hot is not None else None
 
     def _hot(self, hot_rows: NDArray[np.int64], peers: HotBlocks | None) -> Tensor:
         if peers is not None:
@@ -133,8 +135,12 @@ class TieredEmbedding(OperatorRows):
             return can
         if self.path is not None:
             return self.path == "in-place"
-        few = rows.numel() * self.cold.record_bytes <= self.tuning.in_place_bytes
-        return few or self.device.type == "cpu"
+        return self.device.type == "cpu" or self._is_few(rows.numel())
+
+    def _is_few(self, count: int) -> bool:
+        """Whether so many rows bring few bytes over the bus: hot ones bring none."""
+        cold = count if self._cold_share is None else count * self._cold_share.expected()
+        return cold * self.cold.record_bytes <= self.tuning.in_place_bytes
 
     def close(self) -> None:
         """Free the rows when no copy of the model uses them any more."""
@@ -163,6 +169,31 @@ class TieredEmbedding(OperatorRows):
         hot = 0 if self.tier_buffers.hot is None else len(self.tier_buffers.hot)
         below = type(self.cold).__name__
         return f"{self.cold.rows}, {self.width}, {self.spec.dtype}, {hot} in hbm, {below} below"
+
+
+class ColdShare:
+    """The share of rows that were not hot, of the calls so far; nothing waits for the device.
+
+    `counted` is `TierBuffers.counted`. It is copied to the host now and then, and what has arrived
+    is used. Only the way of reading depends on it, and no vector does.
+    """
+
+    def __init__(self, counted: Tensor) -> None:
+        self._counted = counted
+        self._arrived = torch.zeros(
+            counted.shape, dtype=counted.dtype, pin_memory=counted.device.type == "cuda"
+        )
+        self._calls = 0
+
+    def expected(self) -> float:
+        """Return the share of the next call: 1 before the first has been counted."""
+        (staged, staged_hot), (in_place, in_place_hot) = self._arrived.tolist()
+        asked, hot = staged + in_place, staged_hot + in_place_hot
+        # Call 1, 2, 4, 8 and so on, then each of _EVERY: a copy is one more launch.
+        if self._calls & (self._calls - 1) == 0 or self._calls % _EVERY == 0:
+            self._arrived.copy_(self._counted, non_blocking=True)
+        self._calls += 1
+        return min(1.0, max(0.0, 1 - hot / asked)) if asked else 1.0
 
 
 def fetch(cold: RecordSource, hot: NDArray[np.int64], device: torch.device) -> Tensor:

@@ -44,7 +44,8 @@ _PAGE = 4096
 class Tuning:
     """Sizes in bytes; defaults measured on an H200 with 16 CPU cores (docs/benchmarks.md).
 
-    Up to `in_place_bytes` of records asked of a layer by one call are read in place over the bus.
+    Up to `in_place_bytes` of cold records asked of a layer by one call are read in place over the
+    bus; how many are cold is expected from the calls before.
     More are staged: rows travel in blocks of at most `block_bytes` of device memory, `ahead_bytes`
     of them before their layer runs, through a ring of `ring_buffers` pinned buffers of
     `ring_buffer_bytes`. Raises InputError.

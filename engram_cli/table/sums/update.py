@@ -321,15 +321,19 @@ class TableUpdate:
                     counts += sign * self._pairs_of(file, name).follower_counts()
             followed += int(counts.sum())
             own = counts[self._tokens]
-            for (layer, column), state in kept.columns.items():
-                total = np.zeros(self.table.about.dim, dtype=np.int64)
-                if own.any():
-                    wide = self._some(layer, column)
-                    weighted_sum(wide, own, total_of := np.zeros(wide.shape[1], dtype=np.int64))
-                    total = total_of[: len(total)]
-                changed = tuple(int(a) + int(b) for a, b in zip(state.total, total, strict=True))
-                columns[layer, column] = replace(state, total=changed)
+            with ThreadPoolExecutor(self._threads) as pool:
+                totals = pool.map(partial(self._moved, own), kept.columns)
+                for (place, state), total in zip(kept.columns.items(), totals, strict=True):
+                    changed = (int(a) + int(b) for a, b in zip(state.total, total, strict=True))
+                    columns[place] = replace(state, total=tuple(changed))
         return replace(kept, parameters=self._after, columns=columns, followed=followed)
+
+    def _moved(self, counts: NDArray[np.int64], place: tuple[int, int]) -> NDArray[np.int64]:
+        """Return int64[dim]: what `counts` of the tokens [n] add to the total of a column."""
+        found = np.zeros(self.table.about.dim, dtype=np.int64)
+        if counts.any():
+            weighted_sum(self._some(*place), counts, found)
+        return found
 
     def _pairs_of(self, file: TokenFile, name: str) -> TokenPairs:
         return TokenPairs(

@@ -102,6 +102,39 @@ def test_steps_are_the_twins(case: RowCase, name: str, dtype: torch.dtype) -> No
         torch.testing.assert_close(found.cpu(), expected, **exact)
 
 
+@pytest.mark.parametrize("name", ["adagrad", "adam"])
+def test_a_rate_on_the_device_is_the_number(name: str) -> None:
+    case = RowCase(count=40)
+    values, rows = case.make(DEVICE)
+    found = []
+    for rate in (0.3, torch.full((), 0.3, dtype=torch.float64, device=DEVICE)):
+        weight = torch.ones(case.height, case.dim, device=DEVICE)
+        state = tuple(part.to(DEVICE) for part in _state(name, case))
+        if name == "adagrad":
+            ops.adagrad_step(weight, state[0], values, rows, rate, 1e-8)
+        else:
+            ops.adam_step(weight, state, values, rows, rate, (0.9, 0.99), 1e-8)
+        found.append(weight)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], torch.ones_like(found[0]))
+
+
+def test_the_look_up_writes_the_rows_that_its_gradient_needs() -> None:
+    hashed = the_hash("engram-v1", DEVICE)
+    ids, back = FORMS["dead"](DEVICE)
+    for dim in (12, 1100):
+        leaves = [a_table("float32", h, dim, DEVICE).values for h in hashed.heights]
+        tables = [Table(values=leaf.requires_grad_(), gradients="sparse") for leaf in leaves]
+        out = ops.look_up(hashed, ids, tables, back)
+        ids_before = ids.clone()
+        ids.zero_()  # what a loop may do with its batch before the backward pass
+        out.sum().backward()
+        ids.copy_(ids_before)
+        rows = lookup_reference.find_rows(hashed, ids, back)
+        for leaf, own in zip(leaves, rows, strict=True):
+            assert torch.equal(leaf.grad._indices()[0], own.reshape(-1))
+
+
 def test_a_table_whose_rows_lie_apart_takes_steps() -> None:
     case = RowCase(count=40)
     values, rows = case.make(DEVICE)
@@ -174,13 +207,14 @@ def test_the_operators_keep_torchs_rules() -> None:
     weight, sums = torch.randn(5, 4).to(DEVICE), torch.rand(5).to(DEVICE)
     mean, square = torch.rand(2, 5, 4).to(DEVICE)
     steps = torch.ones((), device=DEVICE)
+    lr = torch.full((), 0.1, dtype=torch.float64, device=DEVICE)
     calls = [
         (torch_ops_rows.dense_row_gradient, (values, rows, 5, torch.float32, False)),
         (torch_ops_rows.sum_rows, (values, rows, 5)),
-        (torch_ops_rows.adagrad_operator, (weight, sums, values, rows, 0.1, 1e-8)),
+        (torch_ops_rows.adagrad_operator, (weight, sums, values, rows, lr, 1e-8)),
         (
             torch_ops_rows.adam_operator,
-            (weight, mean, square, steps, values, rows, 0.1, 0.9, 0.99, 1e-8),
+            (weight, mean, square, steps, values, rows, lr, 0.9, 0.99, 1e-8),
         ),
     ]
     for operator, arguments in calls:

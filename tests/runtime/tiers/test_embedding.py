@@ -10,6 +10,7 @@ import time
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lookup_cases import same_bits
@@ -17,7 +18,7 @@ from tier_cases import WIDTHS, a_store, expected, hot_rows, random_records, some
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
-from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.embedding import ColdShare, TieredEmbedding
 from engram_cli.runtime.tiers.host import HostRows
 from engram_cli.runtime.tiers.reader import TierReader
 from engram_cli.runtime.tiers.staging import (
@@ -339,3 +340,37 @@ def test_a_tuning_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(bad)
         with pytest.raises(InputError):
             local_tuning()
+
+
+def test_rows_are_few_by_those_that_are_not_hot() -> None:
+    """The share of hot rows is that of the calls before; the first call counts all as cold."""
+    spec = tier_spec("float32", 16)
+    records = random_records(spec, ROWS)
+    hot = np.arange(ROWS // 2)
+    wanted = torch.cat((torch.arange(ROWS // 2), torch.arange(ROWS // 2, ROWS)[: ROWS // 6]))
+    tuning = Tuning(in_place_bytes=len(wanted) * records.shape[1] // 3)
+    store = a_store(spec, records, CPU, hot_rows=hot, tuning=tuning)
+    assert not store._is_few(len(wanted))
+    for _ in range(3):
+        store(wanted.view(1, -1, 1))
+        store._is_few(len(wanted))
+    assert store._is_few(len(wanted))
+    assert not store._is_few(2 * len(wanted))
+    every = a_store(spec, records, CPU, hot_rows=None, tuning=tuning)
+    for _ in range(3):
+        every(wanted.view(1, -1, 1))
+        assert not every._is_few(len(wanted))
+
+
+def test_the_share_of_cold_rows_is_read_now_and_then() -> None:
+    counted = torch.tensor([[0, 0], [0, 0]])
+    share = ColdShare(counted)
+    assert share.expected() == 1.0
+    counted += torch.tensor([[30, 20], [10, 10]])
+    found = [share.expected() for _ in range(8)]
+    assert found[0] == 1.0  # the copy was made before
+    assert found[-1] == pytest.approx(0.25)
+    counted += torch.tensor([[0, 0], [960, 0]])
+    assert share.expected() == pytest.approx(0.25)
+    later = [share.expected() for _ in range(2 * 64)]
+    assert later[-1] == pytest.approx(0.97)
