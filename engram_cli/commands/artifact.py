@@ -21,6 +21,7 @@ from engram_cli.formats.model_folder import CONFIG
 from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
 from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
+from engram_cli.patches.patch_file import is_patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import failure_of
 from engram_cli.remote.path import is_remote
@@ -109,6 +110,8 @@ def _find(path: Path, shape: ShardShape | None) -> Artifact:
             raise InputError(
                 f"{path} is a plan, not a table", f"build it: engram build-table --plan {path}"
             )
+        if is_patch(path):
+            raise InputError(f"{path} is a patch", f"see what it holds: engram patch show {path}")
         raise InputError(
             f"{path} was not written by engram, and is no checkpoint with tables that it knows",
             "give a table, bundle, vocabulary, statistics or checkpoint",

@@ -6,7 +6,7 @@ every format, so that a new one needs no more than `recognise` and `open`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it brings Numba's kernels of counting: 30 MB, of which open
     from engram_cli.stats.stats_io import Statistics
 
 PIECE_BYTES = 2**20  # float32 values read at a time
+PATCHES = "patches"  # in the metadata of a table or bundle: the patches that its rows have
 
 Facts = Sequence[tuple[str, str]]
 
@@ -197,6 +198,14 @@ def hash_facts(layout: HashLayout) -> Facts:
     if layout.eos_id is not None:
         facts.append(("EOS id", f"{layout.eos_id}, which no n-gram crosses"))
     return facts
+
+
+def patch_facts(metadata: Mapping[str, Any]) -> Facts:
+    """Return how many patches the rows of a table or bundle have, by its metadata; () for none."""
+    listed = metadata.get(PATCHES)
+    if not isinstance(listed, list) or not listed:
+        return ()
+    return (("patches", f"{len(listed):,} applied; engram patch list names them"),)
 
 
 def token_fact(layout: HashLayout, row_bytes: int) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import sha256_bytes
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fact
+from engram_cli.formats.base import Checks, Facts, Format, hash_facts, patch_facts, token_fact
 from engram_cli.formats.bundle import (
     BUNDLE_NAME,
     DESCRIPTION,
@@ -88,6 +88,7 @@ def _facts(source: BundleRows) -> Facts:
         ("parameters", f"{rows * spec.dim:,} in rows, {dense:,} in dense weights"),
         ("model", f"{spec.model_type}, {spec.num_layers} layers of {spec.hidden_size}"),
         ("row hits", "kept for every row" if bundle.has_hits else "none"),
+        *patch_facts(read_description(bundle.folder)),
         token_fact(spec.layout, spec.row_bytes),
     ]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError, IncompleteError
-from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fact
+from engram_cli.errors import ArtifactError, IncompleteError, InputError
+from engram_cli.formats.base import Checks, Facts, Format, hash_facts, patch_facts, token_fact
 from engram_cli.hashing.layout import short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import is_remote, readable_path
@@ -27,7 +28,7 @@ from engram_cli.table.attributes import (
     is_table,
     read_description,
 )
-from engram_cli.table.grid import array_name
+from engram_cli.table.grid import array_name, half_patched_hint
 from engram_cli.table.journal import filled
 from engram_cli.table.store import TableStore, bound_layout, open_table
 from engram_cli.table.sums.state import has_sums, sums_array
@@ -216,6 +217,7 @@ def _facts(table: TableStore) -> Facts:
         ("row hits", "none" if counted is None else f"of {counted['tokens']:,} tokens"),
         ("filled", "whole: every chunk is on the manifest"),
         token_fact(table.layout, table.row_type.row_bytes(table.dim)),
+        *patch_facts(attributes),
         ("made by", f"engram {attributes.get('tool_version')}"),
     ]
 
@@ -236,6 +238,10 @@ def _init(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def _unfinished(path: Path) -> tuple[Facts, int, int]:
+    with suppress(ArtifactError, InputError):
+        about = read_description(path, patching=True)
+        facts = [("rows", "half-patched"), ("to go on", half_patched_hint(path))]
+        return facts, len(about.files), sum(size for size, _ in about.files.values())
     folder = path if path.exists() else path.with_name(path.name + PARTIAL_SUFFIX)
     chunks, size = filled(folder)
     facts = [

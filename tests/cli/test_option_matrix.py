@@ -40,7 +40,7 @@ WITHOUT = {
     "--dry-run": {
         name: "writes no rows"
         for name in NAMES
-        if name not in ("attach", "build-table", "convert", "train")
+        if name not in ("attach", "build-table", "convert", "train", "update")
     },
 }
 

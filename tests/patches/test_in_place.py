@@ -102,6 +102,13 @@ def test_a_patched_copy(kind: str, tmp_path: Path) -> None:
         write_patched(target, stack, out)
     with pytest.raises(InputError, match="no journal"):
         undo_in_place(out)
+    # The numbers of patches in place go on after those of the copy.
+    copied = contents(out)
+    third = apply_in_place(out, patch_of(opened(out), {0: [5]}, 2))
+    assert third is not None
+    assert (third.number, third.conflicts) == (3, ())
+    undo_in_place(out, "3")
+    assert contents(out) == copied
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -176,7 +176,7 @@ def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> Ap
             target.path, patch, any_base=request.any_base, threads=threads, progress=progress
         )
         info = PatchInfo(
-            number=len(infos) + 1,
+            number=_number_there(target.path, patch) if changed is None else changed.number,
             digest=patch.digest,
             description=patch.description,
             rows=patch.rows,
@@ -199,6 +199,12 @@ def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> Ap
     )
 
 
+def _number_there(path: Path, patch: Patch) -> int:
+    """Return the number of a patch that is applied already."""
+    listed = list_patches(ListPatchesRequest(path=path)).patches
+    return next(each.number for each in listed if each.digest == patch.digest)
+
+
 def undo_patch(request: UndoPatchRequest, progress: Progress = SILENT) -> UndoPatchResult:
     """Put back the rows that a patch replaced, bit for bit: of the last one, of one, or of all.
 
@@ -213,13 +219,11 @@ def undo_patch(request: UndoPatchRequest, progress: Progress = SILENT) -> UndoPa
         if undone and not (request.all and journal.entries):
             break
         done = undo_in_place(path, request.patch, threads=threads, progress=progress)
-        last = journal.pending.entry if journal.pending is not None else None
-        number = next(
-            (entry.number for entry in journal.entries if entry.digest == done.digest),
-            0 if last is None else last.number,
-        )
         info = PatchInfo(
-            number=number, digest=done.digest, description=done.description, rows=done.rows
+            number=done.number,
+            digest=done.digest,
+            description=done.description,
+            rows=done.rows,
         )
         undone.append(info)
     return UndoPatchResult(

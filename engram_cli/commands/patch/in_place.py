@@ -27,8 +27,12 @@ from engram_cli.table.lock import build_lock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """A patch that was applied or undone; `resumed`: where an earlier run was interrupted."""
+    """A patch that was applied or undone, by its `number` in the journal.
 
+    `resumed`: where an earlier run was interrupted.
+    """
+
+    number: int
     digest: str
     description: str
     rows: int
@@ -59,7 +63,7 @@ def apply_in_place(
             return None
         else:
             entry = Entry(
-                number=journals.next_number(journal),
+                number=max(journals.next_number(journal), len(target.patches) + 1),
                 digest=patch.digest,
                 description=patch.description,
                 rows=patch.rows,
@@ -67,12 +71,13 @@ def apply_in_place(
             )
         conflicts: tuple[Conflict, ...] = ()
         if pending is None:
-            conflicts = _require_base(target, journal, patch, any_base)
+            conflicts = _require_base(target, journal, patch, entry.number, any_base)
             journal = _begin(target, journal, entry, patch, threads, progress)
         digest = _swap(target, journal, "apply", entry, threads, progress)
         done = (*journal.entries, replace(entry, after=digest))
         journals.write_journal(path, Journal(entries=done))
     return Changed(
+        number=entry.number,
         digest=entry.digest,
         description=entry.description,
         rows=entry.rows,
@@ -116,6 +121,7 @@ def undo_in_place(
         if left:
             journals.drop_rows(path, entry)
     return Changed(
+        number=entry.number,
         digest=entry.digest,
         description=entry.description,
         rows=entry.rows,
@@ -220,7 +226,7 @@ def _as_before(
 
 
 def _require_base(
-    target: Target, journal: Journal, patch: Patch, any_base: bool
+    target: Target, journal: Journal, patch: Patch, number: int, any_base: bool
 ) -> tuple[Conflict, ...]:
     """Return where the patch meets others that it does not know. Raises MismatchError.
 
@@ -233,24 +239,24 @@ def _require_base(
     if patch.base == target.digest:
         made_on = count
     elif patch.replaced is not None:
-        rows = {i: read_rows(target.source, i, own.ids) for i, own in patch.layers.items()}
+        there = {i: read_rows(target.source, i, own.ids) for i, own in patch.layers.items()}
         for index in range(count, -1, -1):
-            if replaced_digest(rows) == patch.replaced:
+            if replaced_digest(there) == patch.replaced:
                 made_on = index
                 break
             if index:
                 before = journals.kept_rows(target.path, journal.entries[index - 1], BEFORE)
-                rows = {i: replace_rows(own, before.layers.get(i)) for i, own in rows.items()}
+                there = {i: replace_rows(own, before.layers.get(i)) for i, own in there.items()}
     if made_on is None and says_base(patch) and not any_base:
         raise other_base(patch, target.source)
     conflicts = []
     for index in range(made_on or 0, count):
-        other = journals.kept_rows(target.path, journal.entries[index], PATCH)
-        rows_met, layer, row = same_rows(other.layers, patch.layers)
-        if rows_met:
-            conflicts.append(
-                Conflict(first=index, second=count, rows=rows_met, layer=layer, row=row)
-            )
+        entry = journal.entries[index]
+        other = journals.kept_rows(target.path, entry, PATCH)
+        rows, layer, row = same_rows(other.layers, patch.layers)
+        if rows:
+            first, second = entry.number - 1, number - 1
+            conflicts.append(Conflict(first=first, second=second, rows=rows, layer=layer, row=row))
     return tuple(conflicts)
 
 

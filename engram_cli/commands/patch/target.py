@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.files import canonical_json, inner_file, output_errors, read_json, sha256_bytes
+from engram_cli.formats.base import PATCHES
 from engram_cli.formats.bundle import BUNDLE, DESCRIPTION, PATCHING, read_bundle
 from engram_cli.formats.bundle_description import FORMAT as BUNDLE_FORMAT
 from engram_cli.formats.bundle_rows import bundle_rows
@@ -37,7 +38,6 @@ from engram_cli.table.grid import content_digest
 from engram_cli.table.places import TABLE
 from engram_cli.table.store import open_table, zarr_metadata
 
-PATCHES = "patches"  # in the metadata: the patches that the rows have
 _RUN_BYTES = 2**22
 Layers = Mapping[int, LayerPatch]
 
