@@ -17,12 +17,9 @@ from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of
 from engram_cli.table.journal import SCRATCH
 from engram_cli.table.places import partial_folder
-from engram_cli.table.sums.update import (
-    DocumentChange,
-    TableUpdate,
-    already_done,
-    open_for_update,
-)
+from engram_cli.table.sums.change import DocumentChange
+from engram_cli.table.sums.opened import already_done, open_for_update
+from engram_cli.table.sums.update import TableUpdate
 
 Documents = Sequence[NDArray[np.int32]]
 

@@ -32,14 +32,10 @@ from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.lock import build_lock
 from engram_cli.table.places import TABLE, clear_place
 from engram_cli.table.store import open_table
+from engram_cli.table.sums.change import DocumentChange
 from engram_cli.table.sums.copy import copy_table
-from engram_cli.table.sums.update import (
-    DocumentChange,
-    OpenTable,
-    TableUpdate,
-    already_done,
-    open_for_update,
-)
+from engram_cli.table.sums.opened import OpenTable, already_done, open_for_update
+from engram_cli.table.sums.update import TableUpdate
 
 
 def update_table(request: UpdateTableRequest, progress: Progress = SILENT) -> UpdateTableResult:

@@ -26,7 +26,7 @@ from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.journal import SCRATCH
 from engram_cli.table.lock import build_lock
 from engram_cli.table.places import scratch_folder
-from engram_cli.table.sums.update import DocumentChange
+from engram_cli.table.sums.change import DocumentChange
 from engram_cli.vocab.parquet import read_about
 from engram_cli.vocab.tokenizer import TokenizerFile
 

@@ -35,8 +35,8 @@ from engram_cli.table.lock import build_lock
 from engram_cli.table.places import check_place, clear_place, partial_folder, scratch_folder
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import bound_layout, open_array
+from engram_cli.table.sums.change import DocumentChange
 from engram_cli.table.sums.state import has_sums
-from engram_cli.table.sums.update import DocumentChange
 
 
 def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,17 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
-from engram_cli.files import fsync_folder, inner_file, output_errors, read_json
+from engram_cli.errors import ArtifactError, MismatchError, OutputError
+from engram_cli.files import fsync_folder, inner_file, output_errors
 from engram_cli.hashing.hasher import plan_layer
-from engram_cli.hashing.layout import HashLayout
 from engram_cli.jit import LANES
 from engram_cli.patches import LayerPatch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.checksum import file_checksum
 from engram_cli.rows.source import SCALES
-from engram_cli.table.attributes import META, Description, describe, read_description
+from engram_cli.table.attributes import META
 from engram_cli.table.fill import write_array
 from engram_cli.table.grid import SUMS, array_name, content_digest
 from engram_cli.table.inits.corpus.buckets import map_pairs
@@ -37,183 +36,24 @@ from engram_cli.table.inits.corpus.documents import document_hashes
 from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.kernels import weighted_sum
 from engram_cli.table.inits.corpus.pairs import TokenPairs, write_pairs
-from engram_cli.table.inits.corpus.tokens import START, TokenFile
-from engram_cli.table.store import bound_layout, zarr_metadata
+from engram_cli.table.inits.corpus.tokens import TokenFile
+from engram_cli.table.store import zarr_metadata
 from engram_cli.table.sums import kernels
+from engram_cli.table.sums.change import DocumentChange, distinct_tokens, without
 from engram_cli.table.sums.files import write_description, write_hashes
-from engram_cli.table.sums.journal import Slot, UpdateJournal, UpdateState
+from engram_cli.table.sums.journal import Slot, UpdateState
 from engram_cli.table.sums.layer import BLOCK_ENTRIES, Block, LayerUpdate, SideState, blocks_of
+from engram_cli.table.sums.opened import OpenTable
 from engram_cli.table.sums.rows import LayerRows
 from engram_cli.table.sums.state import (
     SLOTS,
     KeptSums,
-    StoredSums,
     documents_array,
     map_sums,
-    read_sums,
 )
 from engram_cli.version import __version__
 
 _PIECE = 2**22  # words or pairs at a time
-_FILLED = ("next-token", "token-mean")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentChange:
-    """The documents to add and to remove, as token files; None for none.
-
-    `folders`: where the pairs of each are written, made by whoever wrote the files.
-    """
-
-    added: TokenFile | None
-    removed: TokenFile | None
-    folders: tuple[Path, Path]
-
-    @property
-    def sides(self) -> tuple[TokenFile | None, TokenFile | None]:
-        """What is added, and what is removed."""
-        return self.added, self.removed
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """The documents by their digests: an interrupted update is completed by an equal one."""
-        return {
-            name: None if file is None else [file.tokens, file.documents, file.documents_digest]
-            for name, file in zip(("added", "removed"), self.sides, strict=True)
-        }
-
-    def parameters(self, before: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters of the init after the change. Raises InputError, MismatchError."""
-        counts = {"tokens": before["tokens"], "documents": before["documents"]}
-        digest = int(before["documents_xxh64"], 16)
-        for file, sign in ((self.added, 1), (self.removed, -1)):
-            if file is not None:
-                counts["tokens"] += sign * file.tokens
-                counts["documents"] += sign * file.documents
-                digest += sign * int(file.documents_digest, 16)
-        if counts["tokens"] < 0 or counts["documents"] < 0:
-            raise MismatchError(
-                "the documents to remove have more tokens than the table was filled from",
-                "remove documents that filled the table, read with the same options",
-            )
-        if not counts["documents"]:
-            raise InputError(
-                "no document would be left", "build a table with --init zeros, or remove fewer"
-            )
-        return {**before, **counts, "documents_xxh64": f"{digest % 2**64:016x}"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenTable:
-    """A table to update: as it was before, with the layout bound, and its sums.
-
-    `interrupted`: the journal of an update that was interrupted; `finished`: of one that was
-    interrupted when the table was complete again. None where there is no such journal.
-    """
-
-    about: Description
-    layout: HashLayout
-    sums: StoredSums
-    journal: UpdateJournal
-    interrupted: UpdateState | None
-    finished: UpdateState | None
-
-
-def open_for_update(path: Path) -> OpenTable:
-    """Open a table that keeps sums, or one whose update was interrupted.
-
-    Raises InputError for a table that cannot be updated, ArtifactError for a damaged one, and
-    OutputError where an interrupted update cannot be completed.
-    """
-    attributes = _updating(path)
-    if attributes is None:
-        about = read_description(path)
-        _check_init(path, about.attributes)
-        sums = read_sums(path, about.attributes, _rows(about))
-        journal = UpdateJournal(path, 1 + about.dim)
-        if not holds_documents(sums, about.attributes):
-            raise ArtifactError(
-                f"{path / documents_array(1).name} does not hold the documents that filled the "
-                "table",
-                "give the whole corpus with --corpus: the table is filled again, sums included",
-            )
-        state, finished = None, journal.finished(about.attributes)
-    else:
-        journal = UpdateJournal(path, 1)
-        state, finished = journal.read(), None
-        about = describe(path, state.attributes)
-        _check_init(path, about.attributes)
-        journal = UpdateJournal(path, 1 + about.dim)
-        kept = KeptSums.from_json(state.sums, path / SUMS)
-        documents = int(about.attributes["init"]["parameters"]["documents"])
-        sums = StoredSums(path=path, kept=kept, rows=_rows(about), documents=documents)
-        if {layer for layer, _ in kept.columns} != set(_rows(about)) or kept.dim != about.dim:
-            raise ArtifactError(f"the journal in {path / SUMS} is of another table", "build again")
-    return OpenTable(
-        about=about,
-        layout=bound_layout(about),
-        sums=sums,
-        journal=journal,
-        interrupted=state,
-        finished=finished,
-    )
-
-
-def _updating(path: Path) -> Mapping[str, Any] | None:
-    """Return the attributes of a table that is being updated; None for any other."""
-    if not (path / META).is_file():
-        return None
-    attributes = read_json(path / META, "the attributes of a table").get("attributes")
-    if not isinstance(attributes, dict):
-        return None
-    there = attributes.get("updating") is True and attributes.get("complete") is False
-    return attributes if there else None
-
-
-def _check_init(path: Path, attributes: Mapping[str, Any]) -> None:
-    init = attributes["init"]
-    if attributes.get("patches"):
-        raise InputError(
-            f"{path} has rows of patches, which an update would keep or overwrite",
-            f"take them back with engram patch undo {path}, update, then apply them again",
-        )
-    if init["name"] not in _FILLED:
-        raise InputError(
-            f"{path} was filled with --init {init['name']}",
-            f"only tables of --init {' or '.join(_FILLED)} come from documents",
-        )
-    parameters = init["parameters"]
-    if parameters.get("join_documents"):
-        raise InputError(
-            f"{path} was built with --join-documents, so n-grams cross its documents",
-            "build it again with or without them",
-        )
-    if "documents_xxh64" not in parameters:
-        raise InputError(
-            f"{path} was built by an engram that did not note its documents",
-            "build it again, with --keep-sums",
-        )
-    if any(type(parameters.get(name)) is not int for name in ("tokens", "documents")):
-        raise ArtifactError(f"{path} is damaged: its init has no counts", "build the table again")
-
-
-def holds_documents(sums: StoredSums, attributes: Mapping[str, Any]) -> bool:
-    """Return whether the hashes kept with sums add up to the digest of the table's corpus."""
-    total = int(np.add.reduce(sums.hashes(), dtype=np.uint64))
-    return bool(attributes["init"]["parameters"].get("documents_xxh64") == f"{total:016x}")
-
-
-def _rows(about: Description) -> dict[int, int]:
-    return {entry.layer: entry.rows for entry in about.layout.layers}
-
-
-def already_done(table: OpenTable, change: DocumentChange) -> bool:
-    """Return whether an update with the same documents has completed this table and was killed
-    before it removed its journal, which is removed here. Raises OutputError."""
-    done = table.finished is not None and table.finished.request == change.request
-    if done:
-        table.journal.clear()
-    return done
 
 
 class TableUpdate:
@@ -251,7 +91,7 @@ class TableUpdate:
                     "give documents of the tokenizer that the table was filled with",
                 )
         self._hashes = self._changed_hashes()
-        self._tokens = _distinct_tokens(change, table.layout.vocab_size)
+        self._tokens = distinct_tokens(change, table.layout.vocab_size)
         self._kept = self._changed_sums(kept)
         row_type = DTYPES.load(about.dtype)
         self._scales = self._layer_scales(row_type) if row_type.of_layer else {}
@@ -591,35 +431,6 @@ class TableUpdate:
         self.table.journal.clear()
         fsync_folder(path / SUMS)
         return str(attributes["digest"])
-
-
-def without(hashes: NDArray[np.uint64], removed: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return `hashes` uint64[n] less those `removed`, each as often as it is there; ascending all.
-
-    Raises MismatchError for hashes that are not there so often.
-    """
-    rank = np.arange(len(removed)) - np.searchsorted(removed, removed)
-    places = np.searchsorted(hashes, removed) + rank
-    there = places < len(hashes)
-    there[there] = hashes[places[there]] == removed[there]
-    missing = int(np.count_nonzero(~there))
-    if missing:
-        raise MismatchError(
-            f"{missing:,} of {len(removed):,} documents to remove are not among those that filled "
-            "the table",
-            "remove documents that filled it, split and tokenised in the same way",
-        )
-    return np.delete(hashes, places)
-
-
-def _distinct_tokens(change: DocumentChange, vocab_size: int) -> NDArray[np.int64]:
-    """Return the tokens of the documents, ascending, int64[n]."""
-    there = np.zeros(vocab_size, dtype=bool)
-    for file in change.sides:
-        words = np.empty(0, dtype=np.uint32) if file is None else file.map()
-        for begin in range(0, len(words), _PIECE):
-            there[words[begin : begin + _PIECE] & np.uint32(START - 1)] = True
-    return np.flatnonzero(there)
 
 
 def _write_attributes(path: Path, attributes: Mapping[str, Any]) -> None:

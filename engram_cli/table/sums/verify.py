@@ -17,9 +17,9 @@ from engram_cli.table.attributes import Description, read_description
 from engram_cli.table.grid import array_name
 from engram_cli.table.sums import kernels
 from engram_cli.table.sums.layer import SideState
+from engram_cli.table.sums.opened import holds_documents
 from engram_cli.table.sums.rows import LayerRows
 from engram_cli.table.sums.state import StoredSums, read_sums
-from engram_cli.table.sums.update import holds_documents
 
 _PIECE = 2**12  # rows
 

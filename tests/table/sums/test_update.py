@@ -20,7 +20,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows import DTYPES
 from engram_cli.table.sums import layer as layers
-from engram_cli.table.sums.update import open_for_update
+from engram_cli.table.sums.opened import open_for_update
 from engram_cli.vocab.compress import CompressedVocab
 
 LAYOUTS = {"mapped": mapped_layout, "raw": raw_layout}
