@@ -42,4 +42,4 @@ ON_GPU = BatchSize(sequences=32, length=512, sample=2**18, final=2**20)
 ON_CPU = BatchSize(sequences=4, length=128, sample=2**11, final=2**13)
 
 # Edits: rows changed for a token of a target, and their steps.
-EDIT_ROWS, EDIT_STEPS, EDIT_RATE = 16, 60, 0.3
+EDIT_ROWS, EDIT_STEPS, EDIT_RATE = 32, 100, 1.0

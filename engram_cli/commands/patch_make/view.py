@@ -17,7 +17,9 @@ def lines_of(result: PatchMakeResult) -> Iterator[tuple[str, str]]:
     yield "facts", f"{after} of {count(len(result.facts))} recalled, {before} before"
     orders = ", ".join(f"{count(n)} of {order}-grams" for order, n in result.rows_by_order.items())
     yield "rows", f"{count(result.rows)} changed of {count(result.candidates)} ({orders})"
-    ended = "all facts learned" if result.steps < result.most_steps else "the limit (--steps)"
+    ended = "all facts learned"
+    if result.steps == result.most_steps:
+        ended = "the limit: more --steps, a larger --rate or more --rows-per-token teach more"
     yield "steps", f"{count(result.steps)}, {ended}"
     if result.predicted is not None:
         yield "predicted", _predicted(result.predicted)

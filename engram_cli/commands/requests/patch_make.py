@@ -117,7 +117,7 @@ class PatchMakeRequest(CorpusFields):
     ] = defaults.EDIT_STEPS
     rate: Annotated[
         float,
-        Option("How far a step moves a value, as a share of the values' size.", panel=_STEPS),
+        Option("How far a step moves a value: times the size of the rows' values.", panel=_STEPS),
     ] = defaults.EDIT_RATE
     device: Device = None
     dtype: Annotated[

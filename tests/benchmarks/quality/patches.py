@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,19 @@ from engram_cli.training.edits.learning import (
     take_gradients,
     tell_facts,
 )
-from engram_cli.training.edits.rows import RowValues, edited_rows, find_candidates, row_finder
+from engram_cli.training.edits.rows import (
+    RowValues,
+    edited_rows,
+    find_candidates,
+    row_finder,
+    values_at,
+)
 from engram_cli.training.model import prepare_model
 from engram_cli.training.optimiser import make_optimiser
 
 LAYERS, ORDERS, HEADS, DIM = (2, 8, 14, 20), (2, 3), 8, 32
 MARGIN = 1.0
-LENGTH, CHUNK = 512, 2**17
+LENGTH, LEAST, CHUNK = 512, 128, 2**17
 TEXTS = ("docs-held", "third-held")  # of the memory's domain, and of none
 
 
@@ -84,6 +90,11 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=200)
     parser.add_argument("--singles", type=int, default=200, help="facts taught one by one")
     parser.add_argument("--single-tokens", type=int, default=40_000, help="read for each of them")
+    parser.add_argument("--edits", type=int, default=40, help="edits by noise")
+    parser.add_argument("--noise", type=float, default=10.0, help="in sizes of the rows' values")
+    parser.add_argument("--context", type=int, default=LENGTH, help="of what is measured")
+    parser.add_argument("--parts", help="only these, such as disturbed,chosen")
+    parser.add_argument("--edit-rows", type=int, default=64, help="rows of each of them")
     parser.add_argument("--bundle", type=Path, help="a trained memory to take; none trains one")
     parser.add_argument("--rows-per-head", type=int, default=200_000)
     parser.add_argument("--layers", default="2,8,14,20")
@@ -136,6 +147,7 @@ class Run:
         first, *others = map(int, self.arguments.rows.split(","))
         rate, *rates = map(float, self.arguments.lora_rates.split(","))
         parts: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+            (self.disturbed, ()),
             (self.chosen, (first,)),
             (self.all_rows, ()),
             (self.singly, (None,)),
@@ -146,7 +158,10 @@ class Run:
             *((self.chosen, (count,)) for count in others),
             *((self.by_lora, (each,)) for each in rates),
         ]
+        wanted = arguments.parts.split(",") if (arguments := self.arguments).parts else None
         for part, given in parts:
+            if wanted is not None and part.__name__ not in wanted:
+                continue
             if self.is_late():
                 self.note("out of time", part=part.__name__, given=given)
                 continue
@@ -188,9 +203,6 @@ class Run:
         given = {"batch_tokens": 4096}
         told = tell_facts(self.model, self.facts, margin=MARGIN, **given)
         self.note("before", exact=int(told.exact.sum()), loss=round(float(told.losses.mean()), 3))
-        found = measure_influence(self.model, self.memory, self.facts, **given)
-        self.influences = [(each.fact, each.squares) for each in found]
-        self.note("influence", of=len(self.influences))
 
     def make(self) -> Path:
         """Make a memory of random rows, whose gates are shut."""
@@ -227,6 +239,12 @@ class Run:
             )
         )
         return bundle
+
+    @cached_property
+    def influences(self) -> list[tuple[int, NDArray[np.float32]]]:
+        """The squared gradients of each fact's look-ups, for each of its target tokens."""
+        found = measure_influence(self.model, self.memory, self.facts, batch_tokens=4096)
+        return [(each.fact, each.squares) for each in found]
 
     def count(self, ids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
         """Return how often the corpus looks each row of each layer up, as hash-stats counts it."""
@@ -285,8 +303,8 @@ class Run:
         """Yield the beginnings of a text's documents, about so many tokens in all."""
         ids = self.texts[name]
         documents = [each for each in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(each) > 1]
-        most = max(tokens // len(documents), 2)
-        for number, part in enumerate(documents[:tokens]):
+        most = max(tokens // len(documents), LEAST)
+        for number, part in enumerate(documents[: max(tokens // most, 1)]):
             yield Piece(document=number, ids=part[:most].astype(np.int64))
 
     def divergence(
@@ -304,7 +322,7 @@ class Run:
                 self.pieces(name, tokens or self.arguments.held_tokens),
                 changed,
                 reads(),
-                context=LENGTH,
+                context=self.arguments.context,
                 batch_tokens=16 * LENGTH,
             )
             kl = own.divergence
@@ -382,6 +400,44 @@ class Run:
                 lambda: EditReads(self.finder, self.memory, learned.edits),
             ),
         )
+
+    # Rows that are changed without a fact.
+
+    def disturbed(self) -> None:
+        """Change as many rows by noise of one size, from the least to the most read ones."""
+        arguments = self.arguments
+        every = joined(map(every_row, self.candidates))
+        keys = np.array([(layer, row) for layer, own in every.items() for row in own.tolist()])
+        hits = np.array([self.hits[layer][row] for layer, row in keys])
+        bands = np.array_split(keys[np.argsort(hits, kind="stable")], arguments.edits)
+        draw = np.random.default_rng(2)
+        lines: list[dict[str, Any]] = []
+        for at in draw.permutation(len(bands)).tolist():
+            if self.is_late():
+                break
+            taken = bands[at][draw.permutation(len(bands[at]))[: arguments.edit_rows]]
+            rows = {int(n): np.sort(taken[taken[:, 0] == n, 1]) for n in np.unique(taken[:, 0])}
+            own = {layer: self.noise(layer, each, draw) for layer, each in rows.items()}
+            changed = partial(edited_rows, self.memory, own)
+            reads = partial(EditReads, self.finder, self.memory, own)
+            found = self.divergence(changed, reads, arguments.single_tokens, TEXTS[:1])
+            kept = {name: found[TEXTS[0]][name] for name in ("kl", "lookups")}
+            lines.append({"rows": len(taken), "predicted": self.predicted(rows), **kept})
+        self.note(
+            "disturbed",
+            edits=len(lines),
+            spearman=spearman(lines, "predicted", "kl"),
+            spearman_lookups=spearman(lines, "predicted", "lookups"),
+            lines=lines,
+        )
+
+    def noise(self, layer: int, rows: NDArray[np.int64], draw: np.random.Generator) -> RowValues:
+        """Return the rows of a layer with noise added."""
+        at = torch.from_numpy(rows).to(self.device)
+        values = values_at(self.memory, layer, at).to(self.device)
+        scale = self.arguments.noise * self.sizes[layer]
+        added = torch.from_numpy(draw.standard_normal(values.shape)).to(values)
+        return RowValues(rows=at, values=values + scale * added)
 
     # One by one.
 
