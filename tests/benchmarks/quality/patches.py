@@ -82,8 +82,17 @@ LENGTH, LEAST, CHUNK = 512, 128, 2**17
 TEXTS = ("docs-held", "third-held")  # of the memory's domain, and of none
 
 
+Part = tuple[Callable[..., None], tuple[Any, ...]]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = arguments_parser(__doc__).parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    Run(arguments).run()
+
+
+def arguments_parser(text: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
@@ -106,10 +115,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=defaults.EDIT_RATE)
     parser.add_argument("--rows", default="8,4,16,32", help="rows per token")
     parser.add_argument("--lora-rates", default="1e-3,3e-4")
+    parser.add_argument("--lora-rank", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=900.0)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    Run(arguments).run()
+    return parser
 
 
 class Run:
@@ -144,22 +152,8 @@ class Run:
     def run(self) -> None:
         """Do all parts that there is time for; one that fails does not stop the others."""
         self.prepare()
-        first, *others = map(int, self.arguments.rows.split(","))
-        rate, *rates = map(float, self.arguments.lora_rates.split(","))
-        parts: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
-            (self.disturbed, ()),
-            (self.chosen, (first,)),
-            (self.all_rows, ()),
-            (self.singly, (None,)),
-            (self.by_lora, (rate,)),
-            (self.at_random, (first,)),
-            (self.singly, (first,)),
-            (self.by_gradient, (first,)),
-            *((self.chosen, (count,)) for count in others),
-            *((self.by_lora, (each,)) for each in rates),
-        ]
-        wanted = arguments.parts.split(",") if (arguments := self.arguments).parts else None
-        for part, given in parts:
+        wanted = self.arguments.parts and self.arguments.parts.split(",")
+        for part, given in self.parts():
             if wanted is not None and part.__name__ not in wanted:
                 continue
             if self.is_late():
@@ -169,6 +163,24 @@ class Run:
                 part(*given)
             except Exception:
                 self.note("failed", part=part.__name__, error=traceback.format_exc()[-1500:])
+
+    def parts(self) -> list[Part]:
+        """Return what is to be done, the most wanted first."""
+        arguments = self.arguments
+        first, *others = map(int, arguments.rows.split(","))
+        rate, *rates = map(float, arguments.lora_rates.split(","))
+        return [
+            (self.disturbed, ()),
+            (self.chosen, (first,)),
+            (self.all_rows, ()),
+            (self.singly, (None,)),
+            (self.by_lora, (rate, arguments.lora_rank)),
+            (self.at_random, (first,)),
+            (self.singly, (first,)),
+            (self.by_gradient, (first,)),
+            *((self.chosen, (count,)) for count in others),
+            *((self.by_lora, (each, arguments.lora_rank)) for each in rates),
+        ]
 
     def is_late(self) -> bool:
         return time.perf_counter() - self.begin > self.arguments.seconds
@@ -310,18 +322,21 @@ class Run:
     def divergence(
         self,
         changed: Callable[[], Any],
-        reads: Callable[[], EditReads | None],
+        edits: Mapping[int, RowValues] | None,
         tokens: int | None = None,
         texts: Sequence[str] = TEXTS,
     ) -> dict[str, Any]:
-        """Return the KL divergence on each text, with its interval."""
+        """Return the KL divergence on each text, with its interval.
+
+        `edits`: what `changed` changes, None where that is not rows.
+        """
         found: dict[str, Any] = {}
         for name in texts:
             own = measure_divergence(
                 self.model,
                 self.pieces(name, tokens or self.arguments.held_tokens),
                 changed,
-                reads(),
+                edits and EditReads(self.finder, self.memory, edits),
                 context=self.arguments.context,
                 batch_tokens=16 * LENGTH,
             )
@@ -366,10 +381,13 @@ class Run:
 
     def at_random(self, per_token: int) -> None:
         """Teach by rows of the facts' n-grams drawn at random."""
+        self.teach("random", self.drawn(per_token), per_token)
+
+    def drawn(self, per_token: int) -> Sequence[ChosenRows]:
+        """Return as many rows of each fact, drawn at random."""
         draw = np.random.default_rng(0)
         pairs = zip(self.facts, self.candidates, strict=True)
-        drawn = [some(each, per_token * fact.tokens, draw) for fact, each in pairs]
-        self.teach("random", drawn, per_token)
+        return [some(each, per_token * fact.tokens, draw) for fact, each in pairs]
 
     def teach(
         self,
@@ -382,6 +400,7 @@ class Run:
         with tf32():
             learned = self.learn(self.facts, rows)
         seconds = time.perf_counter() - begin
+        print(f"{name} {per_token}: learned in {learned.steps} steps", flush=True)
         with edited_rows(self.memory, learned.edits):
             told = tell_facts(self.model, self.facts, margin=MARGIN, batch_tokens=4096)
         self.note(
@@ -395,10 +414,7 @@ class Run:
             exact=int(told.exact.sum()),
             facts=len(self.facts),
             fact_loss=round(float(told.losses.mean()), 4),
-            **self.divergence(
-                lambda: edited_rows(self.memory, learned.edits),
-                lambda: EditReads(self.finder, self.memory, learned.edits),
-            ),
+            **self.divergence(partial(edited_rows, self.memory, learned.edits), learned.edits),
         )
 
     # Rows that are changed without a fact.
@@ -419,8 +435,7 @@ class Run:
             rows = {int(n): np.sort(taken[taken[:, 0] == n, 1]) for n in np.unique(taken[:, 0])}
             own = {layer: self.noise(layer, each, draw) for layer, each in rows.items()}
             changed = partial(edited_rows, self.memory, own)
-            reads = partial(EditReads, self.finder, self.memory, own)
-            found = self.divergence(changed, reads, arguments.single_tokens, TEXTS[:1])
+            found = self.divergence(changed, own, arguments.single_tokens, TEXTS[:1])
             kept = {name: found[TEXTS[0]][name] for name in ("kl", "lookups")}
             lines.append({"rows": len(taken), "predicted": self.predicted(rows), **kept})
         self.note(
@@ -454,22 +469,33 @@ class Run:
             batch_tokens=batch,
         )
 
-    def singly(self, per_token: int | None) -> None:
-        """Teach facts one by one: as many models side by side, each with edits of its own."""
+    def singly(self, per_token: int | None, choose: Callable[..., Any] | None = None) -> None:
+        """Teach facts one by one: as many models side by side, each with edits of its own.
+
+        `choose` says which rows: as engram patch make chooses, where it is None.
+        """
         # In the order in which learn_facts puts them into a batch.
         order = sorted(
             range(min(self.arguments.singles, len(self.facts))),
             key=lambda each: (-len(self.facts[each].ids), each),
         )
         facts = [self.facts[each] for each in order]
-        every = [every_row(each) for each in self.candidates]
-        rows_of = every if per_token is None else self.choose(per_token)
+        if per_token is None:
+            name, rows_of = "all rows", [every_row(each) for each in self.candidates]
+        else:
+            name = "chosen" if choose is None else choose.__name__
+            rows_of = (choose or self.choose)(per_token)
         chosen = [rows_of[each] for each in order]
         with tf32():
             edits, steps = self.learn_singly(facts, chosen)
-            lines = list(self.measured_singly(facts, chosen, edits))
+            print(f"{name}: learned in {steps} steps", flush=True)
+            lines = []
+            for line in self.measured_singly(order, facts, chosen, edits):
+                print(json.dumps(line), flush=True)
+                lines.append(line)
         self.note(
             "singly",
+            name=name,
             per_token=per_token,
             steps=steps,
             exact=sum(each["exact"] for each in lines),
@@ -482,6 +508,7 @@ class Run:
 
     def measured_singly(
         self,
+        order: Sequence[int],
         facts: Sequence[FactTokens],
         chosen: Sequence[ChosenRows],
         edits: Sequence[dict[int, RowValues]],
@@ -494,9 +521,9 @@ class Run:
             with edited_rows(self.memory, own):
                 told = tell_facts(self.model, [facts[at]], margin=MARGIN, batch_tokens=4096)
             changed = partial(edited_rows, self.memory, own)
-            reads = partial(EditReads, self.finder, self.memory, own)
-            found = self.divergence(changed, reads, self.arguments.single_tokens, TEXTS[:1])
+            found = self.divergence(changed, own, self.arguments.single_tokens, TEXTS[:1])
             yield {
+                "fact": order[at],
                 "rows": sum(map(len, chosen[at].values())),
                 "predicted": self.predicted(chosen[at]),
                 "exact": bool(told.exact[0]),
@@ -532,7 +559,7 @@ class Run:
 
     # LoRA.
 
-    def by_lora(self, rate: float, rank: int = 16) -> None:
+    def by_lora(self, rate: float, rank: int) -> None:
         """Teach all facts by a LoRA adapter on all linear layers of the decoder."""
         import peft
 
@@ -566,7 +593,7 @@ class Run:
             steps=steps,
             exact=int(told.exact.sum()),
             facts=len(self.facts),
-            **self.divergence(lambda: switched_on(adapted), lambda: None),
+            **self.divergence(partial(switched_on, adapted), None),
         )
         adapted.base_model.enable_adapter_layers()
         self.model = adapted.unload()
