@@ -22,6 +22,7 @@ from engram_cli.commands.update.result import DocumentCount, UpdateTableResult
 from engram_cli.corpus.sources import Sources
 from engram_cli.errors import InputError
 from engram_cli.files import address_of, output_errors
+from engram_cli.numbers import counted
 from engram_cli.outputs import check_output, new_folder, prepare_output
 from engram_cli.patches import LayerPatch, stored_patch, write_patch
 from engram_cli.patches.patch_file import PATCH
@@ -115,11 +116,11 @@ class _Work:
         update = self._update(table)
         self.progress.note(f"updating within about {update.memory_bytes / 1e6:,.0f} MB of memory")
         touched = None
-        patch = None
+        patch_rows = None
         if table.interrupted is None:
             touched, rows = update.check(wanted=request.patch is not None)
             if request.patch is not None and not request.dry_run:
-                patch = self._write_patch(request.patch, rows)
+                patch_rows = self._write_patch(request.patch, rows)
         if request.dry_run:
             remove_scratch(self.change)
             return self._result(update, begin, touched=touched)
@@ -132,7 +133,12 @@ class _Work:
         remove_scratch(self.change)
         completed = table.interrupted is not None
         return self._result(
-            update, begin, touched=touched, digest=digest, completed=completed, patch=patch
+            update,
+            begin,
+            touched=touched,
+            digest=digest,
+            completed=completed,
+            patch_rows=patch_rows,
         )
 
     def _update(self, table: OpenTable) -> TableUpdate:
@@ -145,18 +151,21 @@ class _Work:
             progress=self.progress,
         )
 
-    def _write_patch(self, out: Path, rows: dict[int, LayerPatch]) -> Path:
+    def _write_patch(self, out: Path, rows: dict[int, LayerPatch]) -> int:
+        """Write the rows whose bytes change as a patch; return how many there are."""
         facts = {}
         for name, file in zip(("added", "removed"), self.change.sides, strict=True):
             if file is not None:
-                facts[name] = f"{file.documents} documents, {file.tokens} tokens"
+                facts[name] = (
+                    f"{counted(file.documents, 'document')}, {counted(file.tokens, 'token')}"
+                )
         said = "; ".join(f"{name} {text}" for name, text in facts.items())
         base = open_table(self.table.about.path)
         patch = stored_patch(base, rows, description=f"engram update: {said}", facts=facts)
         with output_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
         write_patch(out, patch, force=self.request.force)
-        return out
+        return patch.rows
 
     def _result(
         self,
@@ -166,7 +175,7 @@ class _Work:
         touched: int | None = None,
         digest: str = "",
         completed: bool = False,
-        patch: Path | None = None,
+        patch_rows: int | None = None,
     ) -> UpdateTableResult:
         about = self.table.about
         init = about.attributes["init"]
@@ -193,6 +202,7 @@ class _Work:
             digest=digest,
             written=bool(digest),
             completed=completed,
-            patch=patch,
+            patch=None if patch_rows is None else self.request.patch,
+            patch_rows=patch_rows or 0,
             seconds=time.perf_counter() - begin,
         )
