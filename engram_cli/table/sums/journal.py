@@ -1,9 +1,9 @@
 """The journal of an update that runs: what it was asked, which buckets are done, the one at work.
 
-An update changes records and rows in place. It is killed between two of them, never within one that
-nobody can tell: the new records of a bucket lie whole in a slot, with a checksum, before the first
-is written to its place, and a bucket is noted when all are. So a run that continues writes what the
-slots hold once more and goes on with the buckets that are not noted.
+An update changes records and rows in place. A kill may leave a
+record half written, which cannot be seen in it. So the new records of a bucket lie whole in a slot,
+with a checksum, before the first is written to its place, and a bucket is noted when all are. A run
+that resumes writes what the slots hold once more and continues with the buckets that are not noted.
 """
 
 from __future__ import annotations
