@@ -155,8 +155,8 @@ def _met(conflicts: Sequence[Conflict]) -> list[tuple[str, str]]:
     lines = []
     for at, each in enumerate(conflicts[:_SHOWN]):
         text = (
-            f"patch {each.second} gives {counted(each.rows, 'row')} of patch {each.first} other values, "
-            f"such as row {each.row:,} of layer {each.layer}"
+            f"patch {each.second} gives {counted(each.rows, 'row')} of patch {each.first} "
+            f"other values, such as row {each.row:,} of layer {each.layer}"
         )
         lines.append(("" if at else "conflicts", text))
     if len(conflicts) > _SHOWN:

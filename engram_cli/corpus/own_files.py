@@ -1,4 +1,4 @@
-"""Recognises the files that engram writes, none of which is a corpus: tables, patches, and so on."""
+"""Recognises the files that engram writes, none of which is a corpus."""
 
 from __future__ import annotations
 
