@@ -83,7 +83,8 @@ def _prepared(
             f"{path} is half-updated", "complete it first: run the interrupted update again"
         )
     if request.patch is not None and table.interrupted is None and not request.dry_run:
-        check_output(request.patch, PATCH, force=request.force, option="--patch")
+        inputs = (path, *request.add, *request.remove)
+        check_output(request.patch, PATCH, force=request.force, option="--patch", inputs=inputs)
     reader = DocumentReader(request, path, table.layout, progress)
     sides: list[Sources | None] = [
         reader.find(sources) if sources else None for sources in (request.add, request.remove)
