@@ -22,6 +22,7 @@ from engram_cli.rows.source import ROWS
 from engram_cli.table.attributes import (
     META,
     PARTIAL_SUFFIX,
+    PATCHING,
     UPDATE_AGAIN,
     Description,
     before_update,
@@ -247,8 +248,9 @@ def _unfinished(path: Path) -> tuple[Facts, int, int]:
         return facts, len(about.files), sum(size for size, _ in about.files.values())
     with suppress(ArtifactError, InputError):
         about = read_description(path, patching=True)
-        facts = [("rows", "half-patched"), ("to go on", half_patched_hint(path))]
-        return facts, len(about.files), sum(size for size, _ in about.files.values())
+        if PATCHING in about.attributes:
+            facts = [("rows", "half-patched"), ("to go on", half_patched_hint(path))]
+            return facts, len(about.files), sum(size for size, _ in about.files.values())
     folder = path if path.exists() else path.with_name(path.name + PARTIAL_SUFFIX)
     chunks, size = filled(folder)
     facts = [
