@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, shown_path
 from engram_cli.commands.requests.update import UpdateTableRequest
+from engram_cli.numbers import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,15 +51,15 @@ def update_parts(result: UpdateTableResult) -> list[RenderableType]:
         lines.append(("digest", short_digest(result.digest)))
         lines.append(("written", shown_path(result.out)))
         if result.patch is not None:
-            lines.append(("patch", shown_path(result.patch)))
+            held = f"{counted(result.patch_rows, 'row')}, those whose bytes changed"
+            lines.append(("patch", f"{shown_path(result.patch)}: {held}"))
     else:
         lines.append(("written", "nothing, this is a dry run"))
     return [facts("Update", lines)]
 
 
 def _documents(count: DocumentCount) -> str:
-    noun = "document" if count.documents == 1 else "documents"
-    return f"{count.documents:,} {noun}, {count.tokens:,} tokens"
+    return f"{counted(count.documents, 'document')}, {counted(count.tokens, 'token')}"
 
 
 def _row_lines(result: UpdateTableResult) -> list[tuple[str, str]]:

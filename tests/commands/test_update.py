@@ -107,6 +107,10 @@ def test_the_changed_rows_are_a_patch(world: World) -> None:
     result = update_table(world.request(add=(new,), patch=patch))
     made, after = read_patch(patch), open_table(world.table)
     assert result.patch == patch
+    assert result.patch_rows == made.rows
+    added = result.added
+    assert added is not None
+    assert made.description == f"engram update: added 1 document, {added.tokens} tokens"
     assert made.base == result.digest_before
     for layer, own in made.layers.items():
         rows = after.rows(layer, np.arange(after.layout.layer(layer).rows))

@@ -24,6 +24,7 @@ from engram_cli.commands.update.result import DocumentCount, UpdateTableResult
 from engram_cli.corpus.sources import Sources
 from engram_cli.errors import InputError
 from engram_cli.files import address_of, output_errors
+from engram_cli.numbers import counted
 from engram_cli.outputs import check_output, new_folder, prepare_output
 from engram_cli.patches import LayerPatch, read_patch, stored_patch, write_patch
 from engram_cli.patches.patch_file import PATCH, is_patch
@@ -148,13 +149,13 @@ class _Work:
         update = self._update(table)
         self.progress.note(f"updating within about {update.memory_bytes / 1e6:,.0f} MB of memory")
         touched = None
-        patch = None
+        patch_rows = None
         if table.interrupted is not None:
-            patch = self._patch_of_killed()
+            patch_rows = self._patch_of_killed()
         else:
             touched, rows = update.check(wanted=request.patch is not None)
             if request.patch is not None and not request.dry_run:
-                patch = self._write_patch(request.patch, rows)
+                patch_rows = self._write_patch(request.patch, rows)
         if request.dry_run:
             remove_scratch(self.change)
             return self._result(update, begin, touched=touched)
@@ -168,7 +169,12 @@ class _Work:
         remove_scratch(self.change)
         completed = table.interrupted is not None
         return self._result(
-            update, begin, touched=touched, digest=digest, completed=completed, patch=patch
+            update,
+            begin,
+            touched=touched,
+            digest=digest,
+            completed=completed,
+            patch_rows=patch_rows,
         )
 
     def _already(self, begin: float) -> UpdateTableResult:
@@ -176,14 +182,18 @@ class _Work:
         interrupts.complete()
         remove_scratch(self.change)
         digest = "" if self.request.dry_run else str(self.table.about.attributes["digest"])
-        patch = self._patch_of_killed()
-        return self._result(None, begin, digest=digest, completed=True, already=True, patch=patch)
+        rows = self._patch_of_killed()
+        return self._result(
+            None, begin, digest=digest, completed=True, already=True, patch_rows=rows
+        )
 
-    def _patch_of_killed(self) -> Path | None:
-        """Return the patch that an update wrote before it was killed; None without."""
+    def _patch_of_killed(self) -> int | None:
+        """Return the rows of the patch that an update wrote before it was killed; None without."""
         patch = self.request.patch
-        if patch is None or self.request.dry_run or _may_be_own(patch, self.table):
-            return patch
+        if patch is None or self.request.dry_run:
+            return None
+        if _may_be_own(patch, self.table):
+            return read_patch(patch).rows
         self.progress.note(f"{patch} is not written: the update had begun without it")
         return None
 
@@ -197,23 +207,26 @@ class _Work:
             progress=self.progress,
         )
 
-    def _write_patch(self, out: Path, rows: dict[int, LayerPatch]) -> Path:
+    def _write_patch(self, out: Path, rows: dict[int, LayerPatch]) -> int:
+        """Write the rows whose bytes change as a patch; return how many there are."""
         facts = {}
         for name, file in zip(("added", "removed"), self.change.sides, strict=True):
             if file is not None:
-                facts[name] = f"{file.documents} documents, {file.tokens} tokens"
+                facts[name] = (
+                    f"{counted(file.documents, 'document')}, {counted(file.tokens, 'token')}"
+                )
         said = "; ".join(f"{name} {text}" for name, text in facts.items())
         base = open_table(self.table.about.path)
         patch = stored_patch(base, rows, description=f"engram update: {said}", facts=facts)
         if not self.request.force and _may_be_own(out, self.table):
             there = read_patch(out)
             if (there.base, there.digest) == (patch.base, patch.digest):
-                return out  # of the same update, which was killed after it had written it
+                return patch.rows  # of the same update, which was killed after it had written it
         check_output(out, PATCH, force=self.request.force, option="--patch")
         with output_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
         write_patch(out, patch, force=self.request.force)
-        return out
+        return patch.rows
 
     def _result(
         self,
@@ -224,7 +237,7 @@ class _Work:
         digest: str = "",
         completed: bool = False,
         already: bool = False,
-        patch: Path | None = None,
+        patch_rows: int | None = None,
     ) -> UpdateTableResult:
         about = self.table.about
         init = about.attributes["init"]
@@ -255,6 +268,7 @@ class _Work:
             written=bool(digest),
             completed=completed,
             already=already,
-            patch=patch,
+            patch=None if patch_rows is None else self.request.patch,
+            patch_rows=patch_rows or 0,
             seconds=time.perf_counter() - begin,
         )

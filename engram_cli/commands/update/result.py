@@ -33,7 +33,7 @@ class UpdateTableResult:
     for token-mean). `sums_bytes`: of kept sums on the disk, 0 without. `completed`: whether this
     was the rest of an update that was interrupted; `already`: whether that one had updated the
     table, and was only killed before it had printed its result. `patch`: the file of changed rows,
-    None without.
+    None without; `patch_rows`: those whose bytes changed.
     """
 
     table: Path
@@ -56,4 +56,5 @@ class UpdateTableResult:
     completed: bool
     already: bool
     patch: Path | None
+    patch_rows: int = 0
     seconds: float
