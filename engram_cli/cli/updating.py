@@ -24,10 +24,9 @@ def update(request: UpdateTableRequest, terminal: Terminal) -> None:
 
     In place unless --out is given. The same command completes an update that was interrupted.
     """
-    from engram_cli.commands.update.command import update_table as run
+    from engram_cli.commands.update.command import run_update as run
 
-    result = run(request, terminal)
-    terminal.result(result, *update_parts(result))
+    run(request, terminal, lambda result: terminal.result(result, *update_parts(result)))
 
 
 def update_parts(result: UpdateTableResult) -> list[RenderableType]:
@@ -42,7 +41,9 @@ def update_parts(result: UpdateTableResult) -> list[RenderableType]:
     lines += _row_lines(result)
     if result.sums_bytes:
         lines.append(("kept sums", f"{quantity(result.sums_bytes, 'bytes')} on disk"))
-    if result.completed:
+    if result.already:
+        lines.append(("updated already", "the run before this one was killed late"))
+    elif result.completed:
         lines.append(("completed", "an update with these documents that was interrupted"))
     if result.written:
         lines.append(("took", f"{result.seconds:.1f} s"))
