@@ -109,7 +109,8 @@ def _prepared(
         and not request.dry_run
         and not _may_be_own(request.patch, table)
     ):
-        check_output(request.patch, PATCH, force=request.force, option="--patch")
+        inputs = (path, *request.add, *request.remove)
+        check_output(request.patch, PATCH, force=request.force, option="--patch", inputs=inputs)
     reader = DocumentReader(request, path, table.layout, progress)
     sides: list[Sources | None] = [
         reader.find(sources) if sources else None for sources in (request.add, request.remove)
