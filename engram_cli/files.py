@@ -33,9 +33,9 @@ _HINTS = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some space, or write to another disk",
     errno.EFBIG: "files may not grow that large: raise the limit (ulimit -f)",
-    errno.EROFS: "the file system is read-only: write elsewhere with --out",
-    errno.EACCES: "no permission: write elsewhere with --out",
-    errno.EPERM: "no permission: write elsewhere with --out",
+    errno.EROFS: "the file system is read-only: write to another place",
+    errno.EACCES: "no permission: write to another place",
+    errno.EPERM: "no permission: write to another place",
 }
 
 _AT_FDCWD = -100

@@ -19,6 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _owned = False  # whether this process is the command line, and not a program that calls it
 _number: int = signal.SIGINT  # of the signal that came
 _said = False  # whether the command has said that it was interrupted
+_complete = False  # whether the command has done its work, and only prints its result
 
 
 def code() -> int:
@@ -55,6 +56,8 @@ def before() -> None:
 
 def during() -> None:
     """From here on an interrupt raises KeyboardInterrupt, SIGTERM as Ctrl-C does."""
+    global _complete
+    _complete = False
     came(signal.SIGINT)
     _tell(False)
     _install(signal.default_int_handler, terminated)
@@ -62,10 +65,21 @@ def during() -> None:
         sys.unraisablehook = _unraisable
 
 
+def complete() -> None:
+    """From here on an interrupt changes nothing: the work is done, its result is being printed.
+
+    For work that must not be done twice. In a program that calls engram, signals are left alone.
+    """
+    global _complete
+    if _owned:
+        _complete = True
+        _install(_ignore, _ignore)
+
+
 def leaving(*, said: bool) -> None:
     """From here on another interrupt ends the process, with its line unless that was `said`."""
     _tell(said)
-    if _owned:
+    if _owned and not _complete:
         handler = _end if said else _end_with_line
         _install(handler, handler)
 
@@ -79,6 +93,10 @@ def _install(*handlers: Any) -> None:
     for each, handler in zip(_SIGNALS, handlers, strict=True):
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup leaves it
             signal.signal(each, handler)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 def _end_with_line(number: int, frame: FrameType | None) -> None:

@@ -134,8 +134,9 @@ def check_output(
 ) -> None:
     """Raise OutputError when `path` may not be written; `option` names the place.
 
-    That is when it is an address or a symbolic link, when it is or holds one of the `inputs`, when
-    it exists and `force` is not given, and when `kind` does not allow to replace it.
+    That is when it is an address or a symbolic link, when its folder may not be written, when it is
+    or holds one of the `inputs`, when it exists and `force` is not given, and when `kind` does not
+    allow to replace it.
     """
     address = address_of(path)
     if address is not None:
@@ -149,6 +150,7 @@ def check_output(
         raise OutputError(
             f"{path} is a symbolic link", f"give the place that it points to, or {elsewhere}"
         )
+    _check_folder(path, elsewhere)
     if not os.path.lexists(path):
         return
     check_inputs(path, inputs, option=option)
@@ -164,6 +166,15 @@ def check_output(
     problem = kind.problem(path)
     if problem is not None:
         raise OutputError(f"{path} {problem}, so --force does not replace it", elsewhere)
+
+
+def _check_folder(path: Path, elsewhere: str) -> None:
+    """Raise OutputError when the nearest folder that is there may not be written."""
+    folder = path.parent
+    while not os.path.lexists(folder) and folder.parent != folder:
+        folder = folder.parent
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission to write in {folder}", elsewhere)
 
 
 def check_name(path: Path, *, option: str = "--out") -> None:

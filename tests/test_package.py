@@ -107,3 +107,14 @@ def test_workflows_run_the_oldest_and_newest_python_and_both_ends_of_the_depende
     for script in (".ci/run", ".ci/package"):
         assert script in scripts
         assert (ROOT / script).stat().st_mode & 0o111
+
+
+def test_commands_that_run_models_load_no_compiler_before_the_model() -> None:
+    code = (
+        "import sys, engram_cli.commands.patch_make.command;"
+        "print(sorted({'triton', 'torch._dynamo'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"

@@ -60,4 +60,7 @@ def diff_parts(result: DiffResult, *, verbose: bool = False) -> list[RenderableT
     if result.named_by is not None:
         lines.append(("n-grams", f"from {result.named_by}"))
     lines += [("" if at else "result", line) for at, line in enumerate(sentences(result))]
-    return [facts("Comparison", lines), *printed(diff_views(result), verbose=verbose)]
+    return [
+        facts("Comparison", lines),
+        *printed(diff_views(result, more="with --ngrams"), verbose=verbose),
+    ]

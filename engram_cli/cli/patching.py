@@ -16,7 +16,7 @@ from engram_cli.commands.requests.patch import (
     StackPatchesRequest,
     UndoPatchRequest,
 )
-from engram_cli.numbers import counted
+from engram_cli.numbers import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +146,7 @@ def _named(patches: Sequence[PatchInfo]) -> list[tuple[str, str]]:
     for each in patches:
         name = each.description or each.digest[7:19]
         done = "" if each.applied else ", applied already"
-        lines.append((f"patch {each.number}", f"{name}: {each.rows:,} rows{done}"))
+        lines.append((f"patch {each.number}", f"{name}: {counted(each.rows, 'row')}{done}"))
     return lines
 
 
@@ -155,8 +155,8 @@ def _met(conflicts: Sequence[Conflict]) -> list[tuple[str, str]]:
     lines = []
     for at, each in enumerate(conflicts[:_SHOWN]):
         text = (
-            f"patch {each.second} gives {each.rows:,} rows of patch {each.first} other values, "
-            f"such as row {each.row:,} of layer {each.layer}"
+            f"patch {each.second} gives {counted(each.rows, 'row')} of patch {each.first} "
+            f"other values, such as row {each.row:,} of layer {each.layer}"
         )
         lines.append(("" if at else "conflicts", text))
     if len(conflicts) > _SHOWN:
@@ -189,7 +189,7 @@ def _shown(result: ShowPatchResult) -> list[RenderableType]:
     for each in result.layers:
         line = [str(each.layer), f"{each.rows:,}", f"{each.first:,}", f"{each.last:,}"]
         if each.mean_change is not None:
-            line += [_by_order(each), f"{each.mean_change:.3g}"]
+            line += [_by_order(each), percent(each.mean_change)]
         lines.append(line)
     return [facts("Patch", rows), grid("Rows", heads, lines)]
 

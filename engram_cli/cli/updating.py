@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, shown_path
 from engram_cli.commands.requests.update import UpdateTableRequest
+from engram_cli.numbers import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,10 +24,9 @@ def update(request: UpdateTableRequest, terminal: Terminal) -> None:
 
     In place unless --out is given. The same command completes an update that was interrupted.
     """
-    from engram_cli.commands.update.command import update_table as run
+    from engram_cli.commands.update.command import run_update as run
 
-    result = run(request, terminal)
-    terminal.result(result, *update_parts(result))
+    run(request, terminal, lambda result: terminal.result(result, *update_parts(result)))
 
 
 def update_parts(result: UpdateTableResult) -> list[RenderableType]:
@@ -41,7 +41,9 @@ def update_parts(result: UpdateTableResult) -> list[RenderableType]:
     lines += _row_lines(result)
     if result.sums_bytes:
         lines.append(("kept sums", f"{quantity(result.sums_bytes, 'bytes')} on disk"))
-    if result.completed:
+    if result.already:
+        lines.append(("updated already", "the run before this one was killed late"))
+    elif result.completed:
         lines.append(("completed", "an update with these documents that was interrupted"))
     if result.written:
         lines.append(("took", f"{result.seconds:.1f} s"))
@@ -49,15 +51,15 @@ def update_parts(result: UpdateTableResult) -> list[RenderableType]:
         lines.append(("digest", short_digest(result.digest)))
         lines.append(("written", shown_path(result.out)))
         if result.patch is not None:
-            lines.append(("patch", shown_path(result.patch)))
+            held = f"{counted(result.patch_rows, 'row')}, those whose bytes changed"
+            lines.append(("patch", f"{shown_path(result.patch)}: {held}"))
     else:
         lines.append(("written", "nothing, this is a dry run"))
     return [facts("Update", lines)]
 
 
 def _documents(count: DocumentCount) -> str:
-    noun = "document" if count.documents == 1 else "documents"
-    return f"{count.documents:,} {noun}, {count.tokens:,} tokens"
+    return f"{counted(count.documents, 'document')}, {counted(count.tokens, 'token')}"
 
 
 def _row_lines(result: UpdateTableResult) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from engram_cli.corpus.base import (
     Item,
 )
 from engram_cli.corpus.flat import list_blocks
+from engram_cli.corpus.own_files import own_schema, refused
 from engram_cli.corpus.text import decode_whole, whole_document
 from engram_cli.errors import CorpusError
 
@@ -67,6 +68,9 @@ class Columns:
 
 def choose_columns(schema: pa.Schema, file: CorpusFile, options: CorpusOptions) -> Columns:
     """Return the columns to read. Raises CorpusError, which lists the columns of the file."""
+    own = own_schema(schema)
+    if own is not None:
+        raise refused(file.name, own)
     names = ", ".join(schema.names[:8])
     wanted = [options.field] if options.field else [TEXT_FIELD, IDS_FIELD]
     field = next((each for each in wanted if type_of(schema, each) is not None), None)

@@ -15,6 +15,7 @@ from typing import Any
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Look, Signs
 from engram_cli.corpus.byte_stream import HEAD, archive, compression_of
+from engram_cli.corpus.own_files import NAMES, own_file, own_folder, refused
 from engram_cli.corpus.partitions import total_size
 from engram_cli.corpus.readers import READERS
 from engram_cli.corpus.storage import Storage, read_object, storage_of
@@ -25,9 +26,6 @@ from engram_cli.remote.locate import corpus_address
 STDIN = "-"
 _TEXT = "text"  # the format of what nothing else tells
 _PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
-# What this tool wrote is no corpus: folders that hold one of these, and files of these names.
-_OURS = frozenset({"stats.json", "engram.json", "zarr.json"})
-_OURS_ALONE = frozenset({"engram-vocab.parquet", "engram.toml", "tokenizer.json"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +51,8 @@ class Sources:
 def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources:
     """Expand files, folders, globs, addresses and "-"; a folder's and a glob's files sorted.
 
-    A file is read once, wherever it was named first. Raises CorpusError for what is not there,
-    InputError for an unknown format.
+    A file is read once, wherever it was named first. Raises CorpusError for what is not there and
+    for what engram wrote, InputError for an unknown format.
     """
     if not names:
         raise InputError("no corpus given", "give files, folders, globs, or - for stdin")
@@ -97,6 +95,9 @@ def _expand(name: str, storage: Storage, options: CorpusOptions) -> Iterator[str
         return
     kind = storage.kind(name)
     if kind == "folder":
+        own = own_folder(storage.entries(name)[1])
+        if own is not None:
+            raise refused(name, own)
         found = False
         for path in _folder(name, storage, options):
             found = True
@@ -107,14 +108,28 @@ def _expand(name: str, storage: Storage, options: CorpusOptions) -> Iterator[str
                 "name the files, or give their suffixes with --suffixes",
             )
     elif kind is not None:
+        _require_foreign(name, storage, options)
         yield _main_file(name, storage) or name
     elif (matches := storage.matches(name)) is not None:
         if not matches:
             raise CorpusError(f"no file matches {name}", "check the pattern")
         given = set(matches)
-        yield from (path for path in matches if _main_file(path, storage) not in given)
+        for path in matches:
+            if _main_file(path, storage) not in given:
+                _require_foreign(path, storage, options)
+                yield path
     else:
         yield _pair(name, storage)
+
+
+def _require_foreign(name: str, storage: Storage, options: CorpusOptions) -> None:
+    """Raise CorpusError for a file that engram wrote, or that is known not to be a corpus."""
+    if options.format is None and (what := NAMES.get(name.rpartition("/")[2])) is not None:
+        raise refused(name, what)
+    if not storage.distant and storage.kind(name) == "file":
+        what = own_file(Path(name))
+        if what is not None:
+            raise refused(name, what)
 
 
 def _main_file(name: str, storage: Storage) -> str | None:
@@ -139,7 +154,7 @@ def _folder(folder: str, storage: Storage, options: CorpusOptions) -> Iterator[s
     """Yield the files below `folder` that can be read, hidden ones left out; data sets as they
     say."""
     folders, files = storage.entries(folder)
-    if not _OURS.isdisjoint(files):
+    if own_folder(files) is not None:
         return
     for described, (_, recognises) in _formats().datasets.items():
         path = storage.join(folder, described)
@@ -158,7 +173,7 @@ def _folder(folder: str, storage: Storage, options: CorpusOptions) -> Iterator[s
     for name in files:
         if (
             not name.startswith(".")
-            and name not in _OURS_ALONE
+            and name not in NAMES
             and _wanted(folder, name, storage, options)
         ):
             yield storage.join(folder, name)

@@ -22,9 +22,13 @@ from engram_cli.rows.source import ROWS
 from engram_cli.table.attributes import (
     META,
     PARTIAL_SUFFIX,
+    PATCHING,
+    UPDATE_AGAIN,
     Description,
+    before_update,
     group_problem,
     half_built,
+    half_updated,
     is_table,
     read_description,
 )
@@ -238,10 +242,15 @@ def _init(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def _unfinished(path: Path) -> tuple[Facts, int, int]:
+    if half_updated(path):
+        about = before_update(path)
+        facts = [("rows", "half-updated"), ("to go on", UPDATE_AGAIN)]
+        return facts, len(about.files), sum(size for size, _ in about.files.values())
     with suppress(ArtifactError, InputError):
         about = read_description(path, patching=True)
-        facts = [("rows", "half-patched"), ("to go on", half_patched_hint(path))]
-        return facts, len(about.files), sum(size for size, _ in about.files.values())
+        if PATCHING in about.attributes:
+            facts = [("rows", "half-patched"), ("to go on", half_patched_hint(path))]
+            return facts, len(about.files), sum(size for size, _ in about.files.values())
     folder = path if path.exists() else path.with_name(path.name + PARTIAL_SUFFIX)
     chunks, size = filled(folder)
     facts = [

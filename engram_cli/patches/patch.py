@@ -75,7 +75,7 @@ class Patch:
 
     `base`: the digest of the artifact that it was made for (`RowSource.digest`, or of sampled
     rows), `base_format` its format; `replaced`: the digest of the rows of the base that it
-    replaces (`replaced_digest`). All are None where nobody said, as in other programs' files.
+    replaces (`replaced_digest`). Each may be None, as in files of other programs.
     `facts`: texts by name, for people.
     """
 

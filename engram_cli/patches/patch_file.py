@@ -38,6 +38,9 @@ IDS = "ids"
 AGAIN = "take the patch again from where it came"
 _NAME = re.compile(rf"layers\.(0|[1-9][0-9]{{0,8}})\.({IDS}|{ROWS}|{SCALES})")
 _TEXTS = ("fingerprint", "dtype", "base", "base_format", "replaced", "description")
+_MAKE = "engram patch make or engram diff --patch make one"
+_START = 9  # bytes: the length of a header, and its first character
+_FOLDERS = {"zarr.json": "table", "engram.json": "bundle", "stats.json": "statistics folder"}
 _NEEDED = ("fingerprint", "dtype")
 
 
@@ -99,12 +102,13 @@ def read_stored(file: Path) -> Patch:
 def _read(file: Path, *, finite: bool) -> Patch:
     try:
         with file.open("rb") as opened:
+            _require_tensors(file, opened.read(_START))
             places = open_tensors(opened, str(file))
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}", "check the path") from None
     about = file_metadata(file)
     if about.get("format") != FORMAT:
-        raise InputError(f"{file} is no patch", "engram patch make or engram diff --patch make one")
+        raise InputError(f"{file} is no patch", _MAKE)
     version = about.get("version")
     if version != str(VERSION):
         raise ArtifactError(f"{file} has version {str(version)[:20]}", "upgrade engram")
@@ -116,6 +120,12 @@ def _read(file: Path, *, finite: bool) -> Patch:
     except InputError as error:
         raise ArtifactError(f"{file} is refused: {error.message}", AGAIN) from None
     return patch
+
+
+def _require_tensors(file: Path, start: bytes) -> None:
+    """Raise InputError for a file that does not begin as safetensors do, such as a vocabulary."""
+    if len(start) == _START and start[8:] != b"{":
+        raise InputError(f"{file} is no patch, and no safetensors file", _MAKE)
 
 
 def is_patch(path: Path) -> bool:
@@ -133,13 +143,24 @@ def patch_path(path: str | Path) -> Path:
     """
     found = locate(Path(path))
     if found.is_dir():
+        what = next((what for name, what in _FOLDERS.items() if (found / name).is_file()), None)
+        if what is not None:
+            raise InputError(f"{path} is a {what}, not a patch", _of(what))
         inside = sorted(each for each in found.iterdir() if each.name.endswith(SUFFIX))
+        if not inside:
+            raise InputError(f"{path} is a folder without a patch (*{SUFFIX})", _MAKE)
         if len(inside) != 1:
             raise InputError(
                 f"{found} holds {len(inside)} files that end in {SUFFIX}", "name the one to take"
             )
         found = inside[0]
     return local_file(found)
+
+
+def _of(what: str) -> str:
+    if what == "statistics folder":
+        return _MAKE
+    return f"the difference of two {what}s is a patch: engram diff BEFORE AFTER --patch OUT"
 
 
 class _Odd(Exception):

@@ -85,12 +85,15 @@ def _table(table: Table) -> Html:
     ]  # fmt: skip
     grid = tag(
         "table",
-        tag("caption", table.title, f" ({table.note})" if table.note else None),
+        tag("caption", table.title),
         tag("thead", tag("tr", *head)),
         tag("tbody", *body),
         class_="dense" if len(table.columns) >= _DENSE else None,
     )
-    return _scroll(grid, table.title)
+    drawn = _scroll(grid, table.title)
+    if not table.note:
+        return drawn
+    return tag("div", drawn, tag("p", table.note, class_="note"), class_="noted")
 
 
 def _scroll(grid: Html, label: str) -> Html:

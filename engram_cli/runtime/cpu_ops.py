@@ -38,7 +38,7 @@ def _kernels() -> Any:
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Return whether these are plain tensors on a CPU, and nobody takes derivatives of them."""
+    """Return whether these are plain tensors on a CPU that no derivative is taken of."""
     if not is_plain_call(*tensors) or is_transformed():
         return False
     wants_gradient = torch.is_grad_enabled()

@@ -36,7 +36,7 @@ PARTIAL_SUFFIX = ".partial"
 SHARDING = "sharding_indexed"
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _REMAKE = "build the table again, or take it again from where it came"
-_UPDATE_AGAIN = "run the same engram update again: it completes the update"
+UPDATE_AGAIN = "run the same engram update again: it completes the update"
 PATCHING = "patching"  # an attribute of a table whose rows are being patched
 _GO_ON = "run the command again that began it, build-table or convert: it resumes from there"
 
@@ -64,8 +64,8 @@ def read_description(path: Path, *, patching: bool = False) -> Description:
     attributes = _group_attributes(path)
     if PATCHING in attributes and not patching:
         raise IncompleteError(f"{path} is half-patched", half_patched_hint(path))
-    if attributes.get("updating") is True and attributes.get("complete") is False:
-        raise IncompleteError(f"{path} is half-updated", _UPDATE_AGAIN)
+    if _is_updating(attributes):
+        raise IncompleteError(f"{path} is half-updated", UPDATE_AGAIN)
     if attributes.get("complete") is not True and PATCHING not in attributes:
         raise IncompleteError(f"{path} is half-built", _GO_ON)
     return describe(path, attributes)
@@ -120,6 +120,29 @@ def is_table(path: Path) -> bool:
 def half_built(path: Path) -> bool:
     """Return whether only the beginning of a table that was to stand at `path` is there."""
     return not path.exists() and path.with_name(path.name + PARTIAL_SUFFIX).is_dir()
+
+
+def half_updated(path: Path) -> bool:
+    """Return whether an update of the table at `path` has begun and is not completed."""
+    try:
+        attributes = read_json(path / META, "the attributes of a table").get("attributes")
+    except InputError:
+        return False
+    return isinstance(attributes, dict) and _is_updating(attributes)
+
+
+def _is_updating(attributes: Mapping[str, Any]) -> bool:
+    return attributes.get("updating") is True and attributes.get("complete") is False
+
+
+def before_update(path: Path) -> Description:
+    """Return the half-updated table at `path` as it was before.
+
+    Raises InputError, ArtifactError.
+    """
+    attributes = _group_attributes(path)
+    before = {name: value for name, value in attributes.items() if name != "updating"}
+    return describe(path, before | {"complete": True})
 
 
 def group_problem(folder: Path, *, root: bool = False) -> str | None:

@@ -35,7 +35,7 @@ def build_lock(place: Path, output: Path | None = None) -> Iterator[None]:
     no lock, such as a link.
     """
     path = lock_path(place)
-    with output_errors(path):
+    with output_errors(output or place):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(output or place, path)
         write_mark(handle, FORMAT, {})

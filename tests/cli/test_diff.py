@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import Any
 
@@ -39,7 +40,18 @@ def test_changed_rows_are_exit_code_1(edited: Engram) -> None:
     assert "Most changed rows" in " ".join(done.out.split())
     assert "statistics: engram-stats (found next to the artifact)" in done.err
     assert "written: diff.html" in done.err
-    assert "Rows by head" in (edited.folder / "diff.html").read_text(encoding="utf-8")
+    page = (edited.folder / "diff.html").read_text(encoding="utf-8")
+    assert "Rows by head" in page
+    assert re.search(r"<caption>\d+ 2-grams? whose rows changed in all heads</caption>", page)
+    assert re.search(r'<p class="note">[^<]*rows explained', page)
+
+
+def test_only_the_terminal_names_the_option_for_more_ngrams(edited: Engram) -> None:
+    done = edited("diff", "engram-table.zarr", "edited.zarr", "--ngrams", "1", "--report", "d.html")
+    assert re.search(r"\d+ more with --ngrams", " ".join(done.out.split()))
+    page = (edited.folder / "d.html").read_text(encoding="utf-8")
+    assert re.search(r"\d+ more are not listed", page)
+    assert "--ngrams" not in page
 
 
 def test_nothing_changed_is_exit_code_0(edited: Engram) -> None:

@@ -12,7 +12,13 @@ from engram_cli.commands.requests.options import unescape
 from engram_cli.commands.requests.plan import Budget, PlanRequest
 from engram_cli.commands.requests.tables import BuildTableRequest, ConvertRequest
 
-COMMANDS = typer.main.get_command(app).commands
+ALL = typer.main.get_command(app).commands
+GROUPS = {name: command for name, command in ALL.items() if hasattr(command, "commands")}
+COMMANDS = {name: command for name, command in ALL.items() if name not in GROUPS} | {
+    f"{name} {part}": command
+    for name, group in GROUPS.items()
+    for part, command in group.commands.items()
+}
 
 
 @pytest.mark.parametrize(

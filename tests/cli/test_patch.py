@@ -12,6 +12,7 @@ from cli.conftest import Engram
 from patches.patched import artifact, contents, opened, patch_of
 
 from engram_cli.commands.patch.target import open_target
+from engram_cli.numbers import percent
 from engram_cli.patches import write_patch
 
 
@@ -31,7 +32,7 @@ def test_apply_list_undo(engram_with_table: Engram) -> None:
     before = contents(engram.folder)
     done = engram("patch", "apply", "t.zarr", "one.patch.safetensors", "two.patch.safetensors")
     assert done.code == 0
-    assert "patch 2 gives 1 rows of patch 1 other values, such as row 5 of layer 0" in done.out
+    assert "patch 2 gives 1 row of patch 1 other values, such as row 5 of layer 0" in done.out
     listed = json.loads(engram("patch", "list", "t.zarr", "--json").out)
     assert [each["description"] for each in listed["patches"]] == ["one", "two"]
     assert [each["can_undo"] for each in listed["patches"]] == [True, True]
@@ -44,7 +45,10 @@ def test_apply_list_undo(engram_with_table: Engram) -> None:
     assert [each["description"] for each in undone["undone"]] == ["two", "one"]
     assert undone["left"] == 0
     assert contents(engram.folder) == before
-    assert engram("patch", "undo", "t.zarr").code == 2
+    nothing = engram("patch", "undo", "t.zarr")
+    assert nothing.code == 2
+    assert "no patch is applied to t.zarr" in nothing.error_line
+    assert "patched copy" not in nothing.err
 
 
 def test_stack_and_show(engram_with_table: Engram) -> None:
@@ -64,6 +68,30 @@ def test_stack_and_show(engram_with_table: Engram) -> None:
     other = engram("patch", "show", names[0], "--base", "turn.zarr")
     assert other.code == 1
     assert "made for another table" in " ".join(other.out.split())
+
+
+def test_what_is_no_patch_is_named_for_what_it_is(engram_with_table: Engram) -> None:
+    engram = engram_with_table
+    (engram.folder / "empty").mkdir()
+    (engram.folder / "v.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1")
+    for given, what in (
+        ("t.zarr", "t.zarr is a table, not a patch"),
+        ("empty", "empty is a folder without a patch"),
+        ("v.parquet", "v.parquet is no patch"),
+    ):
+        for command in (("apply", "t.zarr", given), ("show", given), ("stack", "t.zarr", given)):
+            done = engram("patch", *command)
+            assert done.code == 2
+            assert what in done.error_line
+            assert "damaged" not in done.err
+
+
+def test_the_change_is_in_per_cent_as_diff_prints_it(engram_with_table: Engram) -> None:
+    engram, name = engram_with_table, "far.patch.safetensors"
+    shown = engram("patch", "show", name, "--base", "t.zarr")
+    found = json.loads(engram("patch", "show", name, "--base", "t.zarr", "--json").out)
+    assert percent(found["layers"][0]["mean_change"]) in shown.out
+    assert "2-grams: 1 row in 1 head" in shown.out
 
 
 def test_a_patch_of_another_base_needs_an_option(engram_with_table: Engram) -> None:

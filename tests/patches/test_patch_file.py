@@ -136,7 +136,7 @@ def test_a_folder_with_one_patch_names_it(tmp_path: Path) -> None:
     base = table(tmp_path / "t.zarr")
     folder = tmp_path / "repository"
     folder.mkdir()
-    with pytest.raises(InputError, match="0 files"):
+    with pytest.raises(InputError, match="is a folder without a patch"):
         read_patch(folder)
     write_patch(folder / "a.patch.safetensors", patch_of(base))
     assert read_patch(folder).rows == 7

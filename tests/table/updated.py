@@ -70,6 +70,7 @@ def prepared(
     ]
     change = DocumentChange(added=files[0], removed=files[1], folders=(folders[0], folders[1]))
     if already_done(table, change):
+        table.journal.clear()
         raise StopIteration
     return TableUpdate(table, change, vectors or random_vectors(table.layout), **how)
 

@@ -108,7 +108,7 @@ def diff(request: DiffRequest, progress: Progress = SILENT) -> DiffResult:
 def _check_outputs(request: DiffRequest) -> None:
     """Raise OutputError for what may not be written, before any work."""
     read = (request.before, request.after, *request.patch_before, *request.patch_after)
-    inputs = (*read, request.stats, request.vocab, request.tokenizer)
+    inputs = (*read, *request.sources, request.stats, request.vocab, request.tokenizer)
     if request.report is not None:
         check_page(request.report, request.force, option="--report", inputs=inputs)
     if request.patch is not None:

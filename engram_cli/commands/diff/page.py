@@ -28,7 +28,7 @@ def write_diff(result: DiffResult, path: Path, *, force: bool) -> None:
         heading=f"What changed from {names[0]} to {names[1]}",
         title=f"Engram diff: {', '.join(names)}",
         facts=(("Rows", count(result.rows)), ("Changed", count(result.changed))),
-        views=(_summary(result), *diff_views(result)),
+        views=(_summary(result), *diff_views(result, more="are not listed")),
         data=document,
     )
     write_page(page, path, force=force)
@@ -85,12 +85,15 @@ def _summary(result: DiffResult) -> View:
     return View(name="summary", title="Summary", lead="", parts=(Summary(text, tuple(facts)),))
 
 
-def diff_views(result: DiffResult) -> Iterator[View]:
-    """Yield the views of a comparison: n-grams, heads, the most changed rows, their spread."""
+def diff_views(result: DiffResult, *, more: str) -> Iterator[View]:
+    """Yield the views of a comparison: n-grams, heads, the most changed rows, their spread.
+
+    `more`: what is said of n-grams that are not listed, after their number.
+    """
     if result.changed:
         for each in result.ngrams:
             if each.rows:
-                yield _ngrams(result, each)
+                yield _ngrams(result, each, more)
     if result.changed or result.within:
         yield _heads(result)
     if result.most:
@@ -99,7 +102,7 @@ def diff_views(result: DiffResult) -> Iterator[View]:
         yield _spread(result)
 
 
-def _ngrams(result: DiffResult, own: OrderNgrams) -> View:
+def _ngrams(result: DiffResult, own: OrderNgrams, more: str) -> View:
     name = order_name(own.order)
     several = len(result.layers) > 1
     columns = [Column(name, "ngram"), Column("occurs"), Column("least change", "decimal", 3)]
@@ -117,11 +120,11 @@ def _ngrams(result: DiffResult, own: OrderNgrams) -> View:
     which = "stand out" if result.from_norm is not None else "changed"
     notes = [f"{percent(own.explained / own.rows)} of {counted(own.rows, 'row')} explained"]
     if own.found > len(own.listed):
-        notes.append(f"{count(own.found - len(own.listed))} more with --ngrams")
+        notes.append(f"{count(own.found - len(own.listed))} more {more}")
     if own.dropped:
         notes.append("too many to count all: rare ones are missing, counts are at least so large")
     if own.by_chance > _NOTED_CHANCE:
-        notes.append(f"any other n-gram is listed by chance with {own.by_chance:.1e}")
+        notes.append(f"any other n-gram is listed by chance with probability {own.by_chance:.2g}")
     return View(
         name=f"ngrams-{own.order}",
         title=f"Changed {name}",

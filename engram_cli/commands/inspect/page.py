@@ -94,7 +94,7 @@ def _sentences(result: InspectResult) -> Iterator[str]:
     differs = [check for check in result.checks if check.result == "differs"]
     wrong = [digest.name for digest in result.digests if digest.matches is False]
     if not result.complete:
-        yield "This table is not finished: run the same build-table command again to resume it."
+        yield f"This table is not finished: {dict(result.facts)['to go on']}."
         return
     if differs:
         yield f"{counted(len(differs), 'check')} of {len(result.checks)} found a difference."

@@ -25,9 +25,11 @@ from engram_cli.errors import InputError, MismatchError
 from engram_cli.formats.overlay import FORMAT as OVERLAY
 from engram_cli.formats.overlay import Overlay
 from engram_cli.formats.overlay_patch import SUFFIXES, open_patch, write_overlay
+from engram_cli.formats.overlay_write import REPLACED_KINDS
+from engram_cli.outputs import prepare_output
 from engram_cli.patches import Patch, read_patch, write_patch
 from engram_cli.patches import stack as stacks
-from engram_cli.patches.patch_file import patch_path
+from engram_cli.patches.patch_file import PATCH, patch_path
 from engram_cli.patches.replaced import read_rows, replaced_digest
 from engram_cli.patches.stack import Conflict, Stack, says_base
 from engram_cli.progress import SILENT, Progress
@@ -149,6 +151,9 @@ def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> Ap
         raise InputError(
             f"{target.path} is half-patched", f"engram patch undo {target.path} restores it"
         )
+    if request.out is not None:
+        inputs = (target.path, *request.patches)
+        prepare_output(request.out, target.kind, force=request.force, inputs=inputs)
     patches = [open_patch(each, target.source, request.layer) for each in request.patches]
     if request.out is not None:
         stack = stacks.stack_patches(target.source, patches, any_base=request.any_base)
@@ -157,7 +162,6 @@ def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> Ap
             stack,
             request.out,
             force=request.force,
-            inputs=[Path(each) for each in request.patches],
             threads=threads,
             progress=progress,
         )
@@ -272,6 +276,10 @@ def stack_patches(request: StackPatchesRequest, progress: Progress = SILENT) -> 
     Raises MismatchError for a patch that is not for the base, InputError, OutputError.
     """
     request = located(request)
+    if request.out is not None:
+        kind = REPLACED_KINDS.get(request.out.suffix.removeprefix("."), PATCH)
+        inputs = (request.path, *request.patches)
+        prepare_output(request.out, kind, force=request.force, inputs=inputs)
     base, _, _ = open_vectors(request.path, request.tokenizer)
     patches = [open_patch(each, base, request.layer) for each in request.patches]
     stack = stacks.stack_patches(base, patches, any_base=request.any_base)

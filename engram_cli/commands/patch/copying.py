@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from engram_cli.commands.patch.journal import Entry, listed
 from engram_cli.commands.patch.target import Target
 from engram_cli.errors import ArtifactError, OutputError
 from engram_cli.files import output_errors
-from engram_cli.outputs import new_folder, prepare_output
+from engram_cli.outputs import new_folder
 from engram_cli.patches.stack import Stack
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.build import free_bytes
@@ -24,7 +23,6 @@ def write_patched(
     out: Path,
     *,
     force: bool = False,
-    inputs: Sequence[Path] = (),
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> str:
@@ -32,7 +30,6 @@ def write_patched(
 
     Raises OutputError, ArtifactError for a file that is damaged.
     """
-    prepare_output(out, target.kind, force=force, inputs=(target.path, *inputs))
     found = target.kind.listing(target.path)
     if found is None:
         raise ArtifactError(f"{target.path} is not whole", "see engram verify")

@@ -103,7 +103,7 @@ def undo_in_place(
             if wanted is not None and not _is_wanted(entry, wanted):
                 raise _interrupted(path, journal)
         else:
-            entry = _entry(path, journal, wanted)
+            entry = _entry(target, journal, wanted)
             _require_topmost(path, journal, entry)
             before = journals.kept_rows(path, entry, BEFORE)
             names = target.files(before.layers)
@@ -260,7 +260,10 @@ def _require_base(
     return tuple(conflicts)
 
 
-def _entry(path: Path, journal: Journal, wanted: str | None) -> Entry:
+def _entry(target: Target, journal: Journal, wanted: str | None) -> Entry:
+    path = target.path
+    if not journal.entries and not target.patches:
+        raise InputError(f"no patch is applied to {path}", "there is nothing to undo")
     if not journal.entries:
         raise InputError(
             f"no patch of {path} can be undone: it has no journal {journals.journal_folder(path)}",

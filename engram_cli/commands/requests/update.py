@@ -38,7 +38,7 @@ class UpdateTableRequest(CorpusFields):
         Rule(
             lambda request: request.keep_sums and not request.sources,
             "--keep-sums without --corpus",
-            "a table that keeps sums goes on keeping them; give the whole corpus to begin",
+            "a table with sums keeps them; to begin, give the whole corpus with --corpus",
         ),
         Rule(
             lambda request: request.patch is not None and bool(request.sources),

@@ -19,13 +19,17 @@ from engram_cli.commands.update.documents import (
 )
 from engram_cli.commands.update.result import DocumentCount, UpdateTableResult
 from engram_cli.errors import InputError, MismatchError
-from engram_cli.files import read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS
 from engram_cli.sizes import processors
-from engram_cli.table.attributes import META, Description, describe, is_table, read_description
+from engram_cli.table.attributes import (
+    Description,
+    before_update,
+    half_updated,
+    read_description,
+)
 from engram_cli.table.build import build_store
 from engram_cli.table.grid import array_name
 from engram_cli.table.inits import INITS
@@ -116,6 +120,7 @@ def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult
         digest=digest,
         written=bool(digest),
         completed=False,
+        already=False,
         patch=None,
         seconds=time.perf_counter() - begin,
     )
@@ -123,12 +128,7 @@ def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult
 
 def _description(path: Path) -> Description:
     """Return what the table at `path` is, also where an update of it was interrupted."""
-    if path.exists() and is_table(path):
-        attributes = read_json(path / META, "the attributes of a table").get("attributes")
-        if isinstance(attributes, dict) and attributes.get("updating") is True:
-            before = {name: value for name, value in attributes.items() if name != "updating"}
-            return describe(path, before | {"complete": True})
-    return read_description(path)
+    return before_update(path) if half_updated(path) else read_description(path)
 
 
 def _check_change(

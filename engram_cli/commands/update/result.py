@@ -31,7 +31,9 @@ class UpdateTableResult:
     table that was refilled, an update that was completed. `written_rows`: those that are written
     again, which are all if the mean over the corpus moves (`centre`: what rows are centred on, None
     for token-mean). `sums_bytes`: of kept sums on the disk, 0 without. `completed`: whether this
-    was the rest of an update that was interrupted. `patch`: the file of changed rows, None without.
+    was the rest of an update that was interrupted; `already`: whether that one had updated the
+    table, and was only killed before it had printed its result. `patch`: the file of changed rows,
+    None without; `patch_rows`: those whose bytes changed.
     """
 
     table: Path
@@ -52,5 +54,7 @@ class UpdateTableResult:
     digest: str
     written: bool
     completed: bool
+    already: bool
     patch: Path | None
+    patch_rows: int = 0
     seconds: float

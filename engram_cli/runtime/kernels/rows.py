@@ -179,7 +179,7 @@ def adagrad_kernel(
     values,
     partial,
     count,
-    lr,  # float64: one number, on the device, so that a CUDA graph reads it anew
+    lr,  # float64: one number, on the device, so that a CUDA graph reads it each time
     eps,
     DIM: tl.constexpr,
     VALUE_STRIDE: tl.constexpr,
@@ -215,7 +215,7 @@ def adam_kernel(
     values,
     partial,
     count,
-    lr,  # float64: one number, on the device, so that a CUDA graph reads it anew
+    lr,  # float64: one number, on the device, so that a CUDA graph reads it each time
     eps,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,

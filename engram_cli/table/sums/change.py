@@ -20,7 +20,7 @@ _PIECE = 2**22  # words at a time
 class DocumentChange:
     """The documents to add and to remove, as token files; None for none.
 
-    `folders`: where the pairs of each are written, made by whoever wrote the files.
+    `folders`: where the pairs of each are written; they are there already.
     """
 
     added: TokenFile | None

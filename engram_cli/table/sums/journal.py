@@ -1,9 +1,9 @@
 """The journal of an update that runs: what it was asked, which buckets are done, the one at work.
 
-An update changes records and rows in place. It is killed between two of them, never within one that
-nobody can tell: the new records of a bucket lie whole in a slot, with a checksum, before the first
-is written to its place, and a bucket is noted when all are. So a run that continues writes what the
-slots hold once more and goes on with the buckets that are not noted.
+An update changes records and rows in place. A kill may leave a
+record half written, which cannot be seen in it. So the new records of a bucket lie whole in a slot,
+with a checksum, before the first is written to its place, and a bucket is noted when all are. A run
+that resumes writes what the slots hold once more and continues with the buckets that are not noted.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class UpdateJournal:
 
     def finished(self, attributes: Mapping[str, Any]) -> UpdateState | None:
         """Return what was asked of an update that completed the table with these `attributes` and
-        was killed before it removed its journal; None where there is none."""
+        was killed before its command had printed the result; None where there is none."""
         if not (self._folder / STATE).is_file():
             return None
         try:
@@ -187,9 +187,13 @@ class UpdateJournal:
             return None
         return state if state.attributes.get("digest") != attributes["digest"] else None
 
-    def clear(self) -> None:
-        """Remove the journal, what says that there is one last. Raises OutputError."""
-        names = [DONE, *(f"slot-{number}" for number in range(SLOTS)), STATE]
+    def clear(self, *, keep_state: bool = False) -> None:
+        """Remove the journal, what says that there is one last. Raises OutputError.
+
+        `keep_state`: not what was asked, by which `finished` knows a completed update.
+        """
+        names = [DONE, *(f"slot-{number}" for number in range(SLOTS))]
+        names += [] if keep_state else [STATE]
         with output_errors(self._folder):
             for name in names:
                 (self._folder / name).unlink(missing_ok=True)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from engram_cli.errors import ArtifactError, InputError
-from engram_cli.files import read_json
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.table.attributes import META, Description, describe, read_description
+from engram_cli.table.attributes import Description, describe, half_updated, read_description
 from engram_cli.table.grid import SUMS
 from engram_cli.table.store import bound_layout
 from engram_cli.table.sums.change import DocumentChange
@@ -49,8 +48,7 @@ def open_for_update(path: Path) -> OpenTable:
     Raises InputError for a table that cannot be updated, ArtifactError for a damaged one, and
     OutputError where an interrupted update cannot be completed.
     """
-    attributes = _updating(path)
-    if attributes is None:
+    if not half_updated(path):
         about = read_description(path)
         _check_init(path, about.attributes)
         sums = read_sums(path, about.attributes, _rows(about))
@@ -81,17 +79,6 @@ def open_for_update(path: Path) -> OpenTable:
         interrupted=state,
         finished=finished,
     )
-
-
-def _updating(path: Path) -> Mapping[str, Any] | None:
-    """Return the attributes of a table that is being updated; None for any other."""
-    if not (path / META).is_file():
-        return None
-    attributes = read_json(path / META, "the attributes of a table").get("attributes")
-    if not isinstance(attributes, dict):
-        return None
-    there = attributes.get("updating") is True and attributes.get("complete") is False
-    return attributes if there else None
 
 
 def _check_init(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -133,8 +120,5 @@ def _rows(about: Description) -> dict[int, int]:
 
 def already_done(table: OpenTable, change: DocumentChange) -> bool:
     """Return whether an update with the same documents has completed this table and was killed
-    before it removed its journal, which is removed here. Raises OutputError."""
-    done = table.finished is not None and table.finished.request == change.request
-    if done:
-        table.journal.clear()
-    return done
+    before its command removed the journal."""
+    return table.finished is not None and table.finished.request == change.request

@@ -7,7 +7,7 @@ place; from the first change to the last, the table says of itself that it is ha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -331,10 +331,11 @@ class TableUpdate:
             scales=scales,
         )
 
-    def apply(self) -> str:
+    def apply(self, last: Callable[[], None] | None = None) -> str:
         """Change the table; return its digest. A killed one is completed by the same update.
 
-        Raises OutputError, ArtifactError.
+        `last`: called before the write that completes the table. Where given, what was asked stays
+        in the journal, for the caller to clear. Raises OutputError, ArtifactError.
         """
         table, path = self.table, self.table.about.path
         blocks = self._blocks()
@@ -355,7 +356,7 @@ class TableUpdate:
         if self.every_row:
             self._write_every_row(layers)
         changed = {name for layer in layers.values() for name in layer.rows.changed}
-        return self._finish(None if table.interrupted is not None else changed)
+        return self._finish(None if table.interrupted is not None else changed, last)
 
     def _replay(self, layers: Mapping[int, LayerUpdate], blocks: Sequence[Block]) -> None:
         """Write once more what an interrupted run may have written in part."""
@@ -397,7 +398,7 @@ class TableUpdate:
             for _ in pool.map(lambda each: layers[each[0]].write_rows(each[1]), work):
                 self._progress.advance(1)
 
-    def _finish(self, changed: set[str] | None) -> str:
+    def _finish(self, changed: set[str] | None, last: Callable[[], None] | None) -> str:
         """Write what completes the table; return its digest. `changed`: None for any file."""
         path, about = self.table.about.path, self.table.about
         files = {
@@ -427,8 +428,10 @@ class TableUpdate:
             },
         }
         attributes["digest"] = content_digest(attributes)
+        if last is not None:
+            last()
         _write_attributes(path, attributes)
-        self.table.journal.clear()
+        self.table.journal.clear(keep_state=last is not None)
         fsync_folder(path / SUMS)
         return str(attributes["digest"])
 

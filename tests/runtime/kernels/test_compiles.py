@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SORTED = {"keys": "*i32", "order": "*i64", "partial": "*fp32", "count": "i32"}
-RATES = {"lr": "fp32", "eps": "fp32"}
+RATES = {"lr": "*fp64", "eps": "fp32"}
 ADAM = {"BETA1": 0.9, "BETA2": 0.99, "LOG_BETA1": math.log(0.9), "LOG_BETA2": math.log(0.99)}
 SIZES = {"DIM": 12, "VALUE_STRIDE": 12, "BLOCK_D": 16}
 WHOLE = {**SIZES, "WEIGHT_STRIDE": 20, "BLOCK_R": 4}

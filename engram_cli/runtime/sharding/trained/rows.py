@@ -75,7 +75,8 @@ class ShardedRows(Rows):
         return f"{len(self.weight)} of {self.height}, {self.weight.shape[1]}, sharded"
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# As torch.compiler.disable, but loads TorchDynamo, and with it Triton, when it is first called.
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def look_up(tables: Sequence[ShardedRows], rows: Tensor) -> Tensor:
     """Return [L, ..., C x dim] of rows int64[L, ..., C] of `tables`, one a layer.
 
