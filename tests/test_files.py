@@ -457,7 +457,7 @@ def test_a_refused_exchange_falls_back(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_compiled_kernels_lie_outside_the_package(tmp_path: Path) -> None:
-    code = "import engram_cli.hashing.kernels as k; print(k.compress._cache.cache_path)"
+    code = "import engram_cli.hashing.kernels as k; print(k.compress.stats.cache_path)"
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment

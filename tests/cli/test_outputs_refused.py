@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli.conftest import Engram
-from patches.patched import artifact, contents, opened, patch_of
+from patching.patched import artifact, contents, opened, patch_of
 
 from engram_cli.errors import OutputError
 from engram_cli.files import output_errors

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli.conftest import Engram
-from patches.patched import artifact, opened, patch_of
+from patching.patched import artifact, opened, patch_of
 from small_tokenizers import byte_level_tokenizer
 
 from engram_cli.corpus.base import CorpusOptions

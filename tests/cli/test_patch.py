@@ -9,7 +9,7 @@ from threading import Thread
 import numpy as np
 import pytest
 from cli.conftest import Engram
-from patches.patched import artifact, contents, opened, patch_of
+from patching.patched import artifact, contents, opened, patch_of
 
 from engram_cli.commands.patch.target import open_target
 from engram_cli.numbers import percent

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from patches.patched import encoded
+from patching.patched import encoded
 from tiny_models import llama, logits, make_layout, make_spec, text, wake
 from torch import Tensor
 

@@ -175,7 +175,9 @@ def test_one_graph(small_vocab: CompressedVocab, tmp_path: Path) -> None:
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         with torch.no_grad():
             found = compiled(ids, use_cache=False).logits
-        assert torch.equal(found, logits(model, ids, use_cache=False))
+        # A call that is not compiled runs the gate in loops of its own.
+        eager = logits(model, ids, use_cache=False)
+        torch.testing.assert_close(found, eager, atol=4e-6, rtol=4e-6)
         torch.compiler.reset()
 
 

@@ -106,9 +106,9 @@ def staged(model: PreTrainedModel) -> Memory:
 
 
 def our_threads() -> list[str]:
-    """The threads that serve tiers now, but for the pool, which sleeps until the process ends."""
+    """The threads that serve tiers now, but for pools, which sleep until the process ends."""
     names = [t.name for t in threading.enumerate() if t.name.startswith("engram-")]
-    return [name for name in names if not name.startswith("engram-gather-")]
+    return [name for name in names if not name.startswith(("engram-gather-", "engram-cpu"))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

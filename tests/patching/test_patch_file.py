@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from patches.patched import ALL_DTYPES, patch_of, same, table
+from patching.patched import ALL_DTYPES, patch_of, same, table
 from safetensors import safe_open
 from safetensors.numpy import load_file
 

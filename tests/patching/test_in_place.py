@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from patches.patched import ALL_DTYPES, artifact, contents, opened, patch_of, table
+from patching.patched import ALL_DTYPES, artifact, contents, opened, patch_of, table
 from table.tables import mapped_layout
 from table.updated import built, documents
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from patches.patched import ALL_DTYPES, artifact, contents, opened, patch_of, table
+from patching.patched import ALL_DTYPES, artifact, contents, opened, patch_of, table
 
 from engram_cli.commands.diff.command import diff
 from engram_cli.commands.patch.in_place import apply_in_place

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from patches.patched import artifact, opened, patch_of, table
+from patching.patched import artifact, opened, patch_of, table
 from table.tables import raw_layout
 
 from engram_cli.commands.patch.command import apply_patches, show_patch, stack_patches

@@ -1,6 +1,6 @@
 """Kills apply and undo at every step: run as a script with a folder, it prints what it found.
 
-    PYTHONPATH=tests python tests/patches/killed.py FOLDER table|bundle [EVERY]
+    PYTHONPATH=tests python tests/patching/killed.py FOLDER table|bundle [EVERY]
 
 Each runs in a forked child that ends itself with SIGKILL at its n-th step, for n = 1, 1 + EVERY,
 ... until it ends by itself. A step is what changes the disk: a file opened for writing, a row
@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from patches.patched import artifact, contents, opened, patch_of
+from patching.patched import artifact, contents, opened, patch_of
 
 from engram_cli.commands.patch.in_place import apply_in_place, undo_in_place
 from engram_cli.commands.patch.journal import read_journal
