@@ -62,7 +62,12 @@ def own_file(path: Path) -> str | None:
             return own_schema(pq.read_schema(path))
         if head.lstrip()[:1] == b"{" and path.suffix == ".json":
             return _own_json(path)
-    except (OSError, ValueError, pa.ArrowException):  # the reader says what is wrong with it
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        pa.ArrowException,
+    ):  # the reader says what is wrong
         return None
     return "a report" if _PAGE in head else None
 

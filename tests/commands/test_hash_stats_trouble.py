@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_counting(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(counting, "CorpusCounter", None)
-    with pytest.raises(OutputError, match="is read-only"):
+    with pytest.raises(OutputError, match="no permission to write in"):
         run(here, out=here / "new" / "deeper")
 
 
