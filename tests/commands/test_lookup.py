@@ -59,7 +59,7 @@ def test_others_on_a_row_are_those_a_search_of_the_sample_finds(made_once: Made)
     for index, sample in enumerate(statistics.samples()):
         on_row: dict[tuple[int, int], list[int]] = {}
         for at, tokens in enumerate(sample.tokens):
-            # Compressed ids hashed anew, one n-gram at a time, by the plain definition.
+            # Compressed ids hashed again, one n-gram at a time, by the plain definition.
             mix = 0
             for lag, token in enumerate(tokens[::-1].tolist()):
                 mix ^= token * entry.multipliers[lag]

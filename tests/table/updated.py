@@ -33,7 +33,7 @@ def documents(vocab_size: int, count: int, seed: int) -> list[NDArray[np.int32]]
 
 
 def token_file(folder: Path, layout: HashLayout, texts: Documents) -> TokenFile:
-    """The documents as a token file, written anew."""
+    """Write the documents as a token file."""
     remove_work(folder, SCRATCH)
 
     def block(ids: NDArray[np.int32]) -> TokenBlock:

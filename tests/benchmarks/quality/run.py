@@ -2,7 +2,7 @@
 
     python tests/benchmarks/quality/run.py DATA OUT [--seconds 500]
 
-DATA is what prepare.py wrote; OUT gets quality.json, written anew after each training, and the
+DATA is what prepare.py wrote; OUT gets quality.json, written again after each training, and the
 artifacts of the engram commands. Trainings run in the order of `PLAN` until the time is up.
 """
 

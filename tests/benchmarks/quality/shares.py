@@ -2,7 +2,7 @@
 
     python tests/benchmarks/quality/shares.py DATA OUT [--seconds 150]
 
-DATA is what prepare.py wrote; OUT gets shares.json, written anew after each training; what is in
+DATA is what prepare.py wrote; OUT gets shares.json, written again after each training; what is in
 it already is not trained again. All models have the same parameters in all; each token reads the
 same layers and `TAKEN` experts.
 """
