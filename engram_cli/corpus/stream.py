@@ -176,10 +176,13 @@ class TokenStream:
         Close the generator to stop the threads.
         """
         cancel = threading.Event()
-        batches = prefetch(self._batches(), depth=2, cancel=cancel, patience=_READER_PATIENCE)
-        encoded = prefetch(
-            self._encode(batches), depth=1, cancel=cancel, patience=_PATIENCE, last=True
+        ids = self._encoder is None
+        batches = prefetch(
+            self._batches(), depth=2, cancel=cancel, patience=_READER_PATIENCE, last=ids
         )
+        encoded = self._encode(batches)
+        if not ids:  # else there is nothing to encode, and one thread less to wait for
+            encoded = prefetch(encoded, depth=1, cancel=cancel, patience=_PATIENCE, last=True)
         with closing(encoded):
             for item in encoded:
                 if isinstance(item, TokenBlock):

@@ -56,12 +56,18 @@ class TokenPairs:
         """Return an upper bound of the number of pairs."""
         return self.file.tokens * len(self.lags(order))
 
-    def follower_counts(self) -> NDArray[np.int64]:
+    def follower_counts(self, threads: int = 1) -> NDArray[np.int64]:
         """Return int64[V]: how often each token follows another one in its sequence."""
-        counts = np.zeros(self.layout.vocab_size, dtype=np.int64)
         words = self.file.map()
-        for begin in range(0, len(words), STEP):
-            kernels.count_words(np.array(words[begin : begin + STEP]), self.joined, counts)
+
+        def count(thread: int) -> NDArray[np.int64]:
+            counts = np.zeros(self.layout.vocab_size, dtype=np.int64)
+            for begin in range(thread * STEP, len(words), threads * STEP):
+                kernels.count_words(np.array(words[begin : begin + STEP]), self.joined, counts)
+            return counts
+
+        with ThreadPoolExecutor(threads) as pool:
+            counts = sum(pool.map(count, range(threads)), np.zeros((), dtype=np.int64))
         if len(words) and (self.joined or words[0] < START):
             counts[words[0] & np.uint32(START - 1)] -= 1  # it follows nothing
         return counts
@@ -153,6 +159,7 @@ class _Reader:
         self._what, self._order, self._words = what, order, words
         self._plan = plan_layer(what.layout, what.layout.layer(layer))
         self._index = what.layout.orders.index(order)
+        self._own = local()
         self.lags = what.lags(order)
 
     def pairs(self, span: tuple[int, int]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
@@ -184,7 +191,10 @@ class _Reader:
     def _window(self, ids: NDArray[np.uint32], starts: NDArray[np.bool_], older: int) -> Window:
         """Return the positions after the first `older` tokens, at least N where there are as many:
         these decide what the positions see."""
-        hasher = StreamHasher(self._what.layout)
+        hasher: StreamHasher | None = getattr(self._own, "hasher", None)
+        if hasher is None:
+            hasher = self._own.hasher = StreamHasher(self._what.layout)
+        hasher.reset()
         hasher.push(ids[:older], starts=starts[:older])
         return hasher.push(ids[older:], starts=starts[older:])
 
