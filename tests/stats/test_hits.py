@@ -86,7 +86,7 @@ def both(
     needed = max(
         scratch_items(m, TOGETHER * ITEMS) for entry in layout.layers for m in entry.moduli
     )
-    scratch, queue = np.empty(needed, dtype=np.uint32), JobQueue()
+    scratch, queue = np.empty(max(needed, 3 * ITEMS), dtype=np.uint32), JobQueue()
     tables = {each: [each.table(), each.table()] for each in counters if isinstance(each, Keyed)}
     for index, window in enumerate(windows):
         plainly.push(window)

@@ -290,4 +290,4 @@ def scratch_bytes(layout: HashLayout) -> int:
     """Return the bytes of scratch memory that each thread needs."""
     most = lists_together(layout) * LIST_ITEMS
     moduli = {modulus for entry in layout.layers for modulus in entry.moduli}
-    return 4 * max(*(scratch_items(modulus, most) for modulus in moduli), 2 * STEP)
+    return 4 * max(*(scratch_items(modulus, most) for modulus in moduli), 2 * STEP, 3 * LIST_ITEMS)

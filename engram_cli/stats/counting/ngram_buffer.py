@@ -98,7 +98,6 @@ class NgramCounter:
             for each in layers
         ]
         self._together, self._items, self._sampler = together, items, sampler
-        self._sampling = Lock()
         self._spare = 2 * together  # lists that may still be made, besides one for each table
         self._free: list[NgramList] = []
         self._full: list[NgramList] = []
@@ -110,13 +109,12 @@ class NgramCounter:
         self._spare += 1
         return NgramTable(self)
 
-    def prepare(self, filled: NgramList) -> None:
+    def prepare(self, filled: NgramList, scratch: NDArray[np.uint32]) -> None:
         """Sample the n-grams of a list, and find their mixes: all that one thread can do alone."""
         count = len(filled)
         words, places = filled.words[:count], filled.places[:count]
         if self._sampler is not None:
-            with self._sampling:
-                self._sampler.push_keys(words, places, self.bits)
+            self._sampler.push_keys(words, places, self.bits, scratch)
         for multipliers, mixes in zip(self.multipliers, filled.mixes, strict=True):
             own = mixes[:count]
             key_kernels.key_mixes(words, places, multipliers, self.bits, own, filled.times[:count])
@@ -228,7 +226,7 @@ class NgramTable:
                 own.used,
             )
             if done < len(window):
-                self._hand_over(queue)
+                self._hand_over(scratch, queue)
 
     def empty(self, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
         """Hand over all n-grams."""
@@ -237,17 +235,17 @@ class NgramTable:
             own = self._room(scratch, queue)
             done = kernels.empty_slots(self._slots, done, own.words, own.places, own.used)
             if len(own):
-                self._hand_over(queue)
+                self._hand_over(scratch, queue)
 
     def _room(self, scratch: NDArray[np.uint32], queue: JobQueue) -> NgramList:
         if self._list is None:
             self._list = queue.wait_for(self._counter.take, scratch)
         return self._list
 
-    def _hand_over(self, queue: JobQueue) -> None:
+    def _hand_over(self, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
         filled, self._list = self._list, None
         assert filled is not None
-        self._counter.prepare(filled)
+        self._counter.prepare(filled, scratch)
         queue.add(lambda: self._counter.add(filled))
 
 
