@@ -100,7 +100,7 @@ def _measured(
     among `ids`, with their hashes."""
     items, factors = source.taken(ids)
     hits, scales, keys = source.hits_at(ids), source.row_scales, hash_keys(source)
-    chosen = np.empty((kernels.COLUMNS, len(ids) + kernels.TILE), dtype=np.uint64)
+    chosen = np.empty((kernels.COLUMNS, len(ids)), dtype=np.uint64)
     found, first, taken = [], 0, 0
     for groups, size in shapes:
         own = [Sums() for _ in range(groups)]

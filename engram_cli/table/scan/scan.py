@@ -138,7 +138,7 @@ class _Scratch(threading.local):
     def __init__(self, source: LayerReader) -> None:
         rows = source.piece_rows
         self.piece = np.zeros((rows, source.row_bytes), dtype=np.uint8)
-        self.chosen = np.empty((kernels.COLUMNS, max(kernels.TILE, _CHOSEN)), dtype=np.uint64)
+        self.chosen = np.empty((kernels.COLUMNS, _CHOSEN), dtype=np.uint64)
 
 
 def scan_layer(source: LayerReader, *, threads: int = 1, progress: Progress = SILENT) -> LayerScan:
