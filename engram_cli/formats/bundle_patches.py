@@ -36,7 +36,7 @@ def patched_bundle(
 
 @dataclass(frozen=True, slots=True)
 class _BundleRows:
-    """The rows of a bundle that a patch may replace, read from its maps (`HoldsRows`)."""
+    """The rows of a bundle that a patch may replace, read from its maps (`StoredSource`)."""
 
     bundle: Bundle
 
