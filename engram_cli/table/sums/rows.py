@@ -53,7 +53,7 @@ class LayerRows:
         for array, out in zip(self.arrays, found, strict=True):
             for index, low, high in _by_chunk(array, rows):
                 first = -index * array.chunk_rows
-                kernels.load_bytes(self._map(array, index), first, rows[low:high], out[low:high])
+                kernels.load_lines(self._map(array, index), first, rows[low:high], out[low:high])
         return found
 
     def write(self, rows: NDArray[np.int64], lines: Lines) -> None:
@@ -63,7 +63,7 @@ class LayerRows:
                 first = -index * array.chunk_rows
                 self.changed.add(array.file(index))
                 own = self._map(array, index)
-                kernels.store_bytes(own, first, rows[low:high], values[low:high])
+                kernels.store_lines(own, first, rows[low:high], values[low:high])
 
     def _map(self, array: ChunkedArray, index: int) -> NDArray[np.uint8]:
         name = array.file(index)

@@ -15,8 +15,7 @@ from engram_cli.rows import DTYPES
 from engram_cli.rows.source import SCALES
 from engram_cli.table.attributes import Description, read_description
 from engram_cli.table.grid import array_name
-from engram_cli.table.sums import kernels
-from engram_cli.table.sums.layer import SideState
+from engram_cli.table.sums.layer import SideState, load_records
 from engram_cli.table.sums.opened import holds_documents
 from engram_cli.table.sums.rows import LayerRows
 from engram_cli.table.sums.state import StoredSums, read_sums
@@ -70,9 +69,7 @@ def _layer_problems(
 
     def compare(piece: tuple[int, NDArray[np.int64]]) -> NDArray[np.int64]:
         column, ids = piece
-        own = np.empty((len(ids), 1 + about.dim), dtype=np.int64)
-        kernels.load_records(records, 0, ids, own)
-        made = rows.encode(state.finish(column, own), scale)
+        made = rows.encode(state.finish(column, load_records(records, ids)), scale)
         wrong = np.zeros(len(ids), dtype=bool)
         for there, line in zip(rows.read(ids), made, strict=True):
             wrong |= (there != line).any(axis=1)
