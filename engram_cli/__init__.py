@@ -42,17 +42,17 @@ if TYPE_CHECKING:
     from engram_cli.commands.merge_stats import MergeStatsRequest as MergeStatsRequest
     from engram_cli.commands.merge_stats import MergeStatsResult as MergeStatsResult
     from engram_cli.commands.merge_stats import merge_stats as merge_stats
-    from engram_cli.commands.patch.command import ApplyPatchResult as ApplyPatchResult
-    from engram_cli.commands.patch.command import ListPatchesResult as ListPatchesResult
-    from engram_cli.commands.patch.command import PatchInfo as PatchInfo
-    from engram_cli.commands.patch.command import ShowPatchResult as ShowPatchResult
-    from engram_cli.commands.patch.command import StackPatchesResult as StackPatchesResult
-    from engram_cli.commands.patch.command import UndoPatchResult as UndoPatchResult
     from engram_cli.commands.patch.command import apply_patches as apply_patches
     from engram_cli.commands.patch.command import list_patches as list_patches
     from engram_cli.commands.patch.command import show_patch as show_patch
     from engram_cli.commands.patch.command import stack_patches as stack_patches
     from engram_cli.commands.patch.command import undo_patch as undo_patch
+    from engram_cli.commands.patch.result import ApplyPatchResult as ApplyPatchResult
+    from engram_cli.commands.patch.result import ListPatchesResult as ListPatchesResult
+    from engram_cli.commands.patch.result import PatchInfo as PatchInfo
+    from engram_cli.commands.patch.result import ShowPatchResult as ShowPatchResult
+    from engram_cli.commands.patch.result import StackPatchesResult as StackPatchesResult
+    from engram_cli.commands.patch.result import UndoPatchResult as UndoPatchResult
     from engram_cli.commands.patch_make.command import make_patch_of_facts as make_patch_of_facts
     from engram_cli.commands.patch_make.result import PatchMakeResult as PatchMakeResult
     from engram_cli.commands.plan.command import PlanResult as PlanResult
@@ -159,9 +159,10 @@ _DEFINED_IN = {
     "commands.inspect.result": "InspectResult",
     "commands.lookup.command": "LookupResult lookup",
     "commands.merge_stats": "MergeStatsRequest MergeStatsResult merge_stats",
-    "commands.patch.command": (
+    "commands.patch.command": "apply_patches list_patches show_patch stack_patches undo_patch",
+    "commands.patch.result": (
         "ApplyPatchResult ListPatchesResult PatchInfo ShowPatchResult StackPatchesResult "
-        "UndoPatchResult apply_patches list_patches show_patch stack_patches undo_patch"
+        "UndoPatchResult"
     ),
     "commands.patch_make.command": "make_patch_of_facts",
     "commands.patch_make.result": "PatchMakeResult",

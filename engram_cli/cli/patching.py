@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from engram_cli.commands.patch.command import LayerRows, PatchInfo, ShowPatchResult
+    from engram_cli.commands.patch.result import LayerRows, PatchInfo, ShowPatchResult
     from engram_cli.patches.stack import Conflict
 
 _SHOWN = 8  # conflicts

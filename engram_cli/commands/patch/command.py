@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,15 @@ from engram_cli.commands.artifact import open_vectors
 from engram_cli.commands.patch.copying import write_patched
 from engram_cli.commands.patch.in_place import apply_in_place, undo_in_place
 from engram_cli.commands.patch.journal import Entry, journal_folder, read_journal
+from engram_cli.commands.patch.result import (
+    ApplyPatchResult,
+    LayerRows,
+    ListPatchesResult,
+    PatchInfo,
+    ShowPatchResult,
+    StackPatchesResult,
+    UndoPatchResult,
+)
 from engram_cli.commands.patch.target import open_target
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.patch import (
@@ -35,107 +44,6 @@ from engram_cli.patches.stack import Conflict, Stack, says_base
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatchInfo:
-    """A patch: its rows, their bytes, and its digest. `number`: in the order of application, from
-    1. `can_undo`: whether the journal has what it replaced. `applied`: False for one that was there
-    already."""
-
-    number: int
-    digest: str
-    description: str
-    rows: int
-    nbytes: int | None = None
-    can_undo: bool | None = None
-    applied: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplyPatchResult:
-    """What was applied to `path`, in place or to the copy `out`; `digest`: of what has the rows.
-
-    `conflicts` count patches from 1, those in the artifact first.
-    """
-
-    path: Path
-    out: Path | None
-    patches: tuple[PatchInfo, ...]
-    rows: int
-    conflicts: tuple[Conflict, ...]
-    digest: str
-    journal: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UndoPatchResult:
-    """What was undone, the last one first, and the patches that are `left`."""
-
-    path: Path
-    undone: tuple[PatchInfo, ...]
-    left: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListPatchesResult:
-    """The patches that the rows of `path` have. `pending`: what was interrupted, None for nothing.
-
-    `journal`: the folder from which patches are undone, None where there is none.
-    """
-
-    path: Path
-    digest: str
-    patches: tuple[PatchInfo, ...]
-    pending: str | None
-    journal: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StackPatchesResult:
-    """Patches on a base: `rows` that differ from its, and where two give one row other values."""
-
-    path: Path
-    out: Path | None
-    patches: tuple[PatchInfo, ...]
-    rows: int
-    conflicts: tuple[Conflict, ...]
-    made_on: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRows:
-    """Rows of a patch in a layer, from the first to the last. With a base: how many of them lie in
-    each order and head, and the mean norm of their change, relative to the row before."""
-
-    layer: int
-    rows: int
-    first: int
-    last: int
-    by_column: tuple[tuple[int, int, int], ...] = ()
-    mean_change: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowPatchResult:
-    """What a patch is. `fits`: why it does not fit the base, "" where it does, None without one."""
-
-    path: Path
-    kind: str
-    digest: str
-    fingerprint: str
-    dtype: str
-    dim: int
-    rows: int
-    nbytes: int
-    description: str
-    base: str | None
-    base_format: str | None
-    layers: tuple[LayerRows, ...]
-    facts: dict[str, str]
-    compared_with: Path | None = None
-    fits: str | None = None
 
 
 def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> ApplyPatchResult:
