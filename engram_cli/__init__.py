@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.probe import probe as probe
     from engram_cli.commands.report import ReportResult as ReportResult
     from engram_cli.commands.report import write_report as write_report
+    from engram_cli.commands.requests.convert import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.corpus import CompressVocabRequest as CompressVocabRequest
     from engram_cli.commands.requests.corpus import FillRequest as FillRequest
     from engram_cli.commands.requests.corpus import HashStatsRequest as HashStatsRequest
@@ -86,7 +87,6 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.reading import VerifyRequest as VerifyRequest
     from engram_cli.commands.requests.tables import AttachRequest as AttachRequest
     from engram_cli.commands.requests.tables import BuildTableRequest as BuildTableRequest
-    from engram_cli.commands.requests.tables import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.train import TrainRequest as TrainRequest
     from engram_cli.commands.requests.update import UpdateTableRequest as UpdateTableRequest
     from engram_cli.commands.requests.update_stats import UpdateStatsRequest as UpdateStatsRequest
@@ -169,6 +169,7 @@ _DEFINED_IN = {
     "commands.plan.command": "PlanResult plan",
     "commands.probe": "ProbeResult probe",
     "commands.report": "ReportResult write_report",
+    "commands.requests.convert": "ConvertRequest",
     "commands.requests.corpus": "CompressVocabRequest FillRequest HashStatsRequest",
     "commands.requests.diff": "DiffRequest",
     "commands.requests.doctor": "DoctorRequest",
@@ -184,7 +185,7 @@ _DEFINED_IN = {
         "DemoRequest GoldenRequest InspectRequest LookupRequest ReportRequest TraceRequest "
         "VerifyRequest"
     ),
-    "commands.requests.tables": "AttachRequest BuildTableRequest ConvertRequest",
+    "commands.requests.tables": "AttachRequest BuildTableRequest",
     "commands.requests.train": "TrainRequest",
     "commands.requests.update": "UpdateTableRequest",
     "commands.requests.update_stats": "UpdateStatsRequest",

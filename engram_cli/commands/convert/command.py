@@ -9,8 +9,8 @@ from pathlib import Path
 
 from engram_cli.commands.artifact import open_vectors, require_sound
 from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.options import located
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import EngramError, InputError, OutputError
