@@ -96,8 +96,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.train.command import train as train
     from engram_cli.commands.update.command import update_table as update_table
     from engram_cli.commands.update.result import UpdateTableResult as UpdateTableResult
-    from engram_cli.commands.update_stats import UpdateStatsResult as UpdateStatsResult
-    from engram_cli.commands.update_stats import update_stats as update_stats
+    from engram_cli.commands.update_stats.command import UpdateStatsResult as UpdateStatsResult
+    from engram_cli.commands.update_stats.command import update_stats as update_stats
     from engram_cli.commands.verify.command import VerifyResult as VerifyResult
     from engram_cli.commands.verify.command import verify as verify
     from engram_cli.commands.workspace import Workspace as Workspace
@@ -193,7 +193,7 @@ _DEFINED_IN = {
     "commands.train.command": "TrainResult train",
     "commands.update.command": "update_table",
     "commands.update.result": "UpdateTableResult",
-    "commands.update_stats": "UpdateStatsResult update_stats",
+    "commands.update_stats.command": "UpdateStatsResult update_stats",
     "commands.verify.command": "VerifyResult verify",
     "commands.workspace": "Workspace",
     "errors": (

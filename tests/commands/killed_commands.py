@@ -43,7 +43,7 @@ from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.plan.command import PlanRequest, plan
 from engram_cli.commands.report import ReportRequest, write_report
 from engram_cli.commands.requests.update_stats import UpdateStatsRequest
-from engram_cli.commands.update_stats import update_stats
+from engram_cli.commands.update_stats.command import update_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import stream
 from engram_cli.errors import OutputError
