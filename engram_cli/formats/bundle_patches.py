@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.files import sha256_bytes
-from engram_cli.formats.bundle import DESCRIPTION, Bundle
+from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.patches import Patch, read_patch

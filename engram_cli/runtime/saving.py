@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from engram_cli.errors import MismatchError, OutputError, RuntimeAttachError
 from engram_cli.files import local_path
-from engram_cli.formats.bundle import CARD, DESCRIPTION, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle_files import CARD, DESCRIPTION
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle
 from engram_cli.rows import DTYPES

@@ -97,16 +97,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         )  # fmt: skip
     if request.to not in (None, "table"):
         raise InputError(f"{request.to} is no table", "call convert, which writes any format")
-    source, dim, dtype = open_vectors(request.source, request.tokenizer, request.shape)
-    if request.rows is not None:
-        raise InputError(
-            "--rows leaves out rows that tokens look up, and a table has all of them",
-            "leave it out; --layers chooses layers",
-        )
-    if request.to is not None:
-        _require_hash(source, request)
-    if request.layers is not None:
-        source = some_layers(source, request.layers)
+    source, row_bytes = _open_source(request)
     spec = conversion(
         source,
         request.dtype or _kept(source),
@@ -125,7 +116,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if finished is None:
         place = partial(check_place, request.place, request.force, (request.source,))
         in_the_way = refusal(place, request.dry_run)
-    plan = _plan(request, source, DTYPES.load(dtype).row_bytes(dim), spec, finished)
+    plan = _plan(request, source, row_bytes, spec, finished)
     if request.dry_run:
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()
@@ -151,6 +142,21 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         differences=differences,
         copied=copied,
     )
+
+
+def _open_source(request: ConvertRequest) -> tuple[RowSource, int]:
+    """Return the rows to convert, and the bytes of one of them."""
+    source, dim, dtype = open_vectors(request.source, request.tokenizer, request.shape)
+    if request.rows is not None:
+        raise InputError(
+            "--rows leaves out rows that tokens look up, and a table has all of them",
+            "leave it out; --layers chooses layers",
+        )
+    if request.to is not None:
+        _require_hash(source, request)
+    if request.layers is not None:
+        source = some_layers(source, request.layers)
+    return source, DTYPES.load(dtype).row_bytes(dim)
 
 
 def _compare(
