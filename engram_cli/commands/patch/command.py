@@ -55,40 +55,46 @@ def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> Ap
     request = located(request)
     threads = request.threads or processors()
     target = open_target(request.path)
-    if target.patching is not None and request.out is not None:
-        raise InputError(
-            f"{target.path} is half-patched", f"engram patch undo {target.path} restores it"
-        )
     if request.out is not None:
+        if target.patching is not None:
+            raise InputError(
+                f"{target.path} is half-patched", f"engram patch undo {target.path} restores it"
+            )
         inputs = (target.path, *request.patches)
         prepare_output(request.out, target.kind, force=request.force, inputs=inputs)
     patches = [open_patch(each, target.source, request.layer) for each in request.patches]
-    if request.out is not None:
-        stack = stacks.stack_patches(target.source, patches, any_base=request.any_base)
-        digest = write_patched(
-            target,
-            stack,
-            request.out,
-            force=request.force,
-            threads=threads,
-            progress=progress,
-        )
-        return ApplyPatchResult(
-            path=target.path,
-            out=request.out,
-            patches=_infos(patches),
-            rows=stack.rows,
-            conflicts=_counted_from_one(stack.conflicts),
-            digest=digest,
-        )
+    if request.out is None:
+        return _replaced_in_place(request, target.path, patches, threads, progress)
+    stack = stacks.stack_patches(target.source, patches, any_base=request.any_base)
+    digest = write_patched(
+        target, stack, request.out, force=request.force, threads=threads, progress=progress
+    )
+    return ApplyPatchResult(
+        path=target.path,
+        out=request.out,
+        patches=_infos(patches),
+        rows=stack.rows,
+        conflicts=_counted_from_one(stack.conflicts),
+        digest=digest,
+    )
+
+
+def _replaced_in_place(
+    request: ApplyPatchRequest,
+    path: Path,
+    patches: Sequence[Patch],
+    threads: int,
+    progress: Progress,
+) -> ApplyPatchResult:
+    """Apply patches one after another to the artifact at `path` itself."""
     infos: list[PatchInfo] = []
     conflicts: list[Conflict] = []
     for patch in patches:
         changed = apply_in_place(
-            target.path, patch, any_base=request.any_base, threads=threads, progress=progress
+            path, patch, any_base=request.any_base, threads=threads, progress=progress
         )
         info = PatchInfo(
-            number=_number_there(target.path, patch) if changed is None else changed.number,
+            number=_number_there(path, patch) if changed is None else changed.number,
             digest=patch.digest,
             description=patch.description,
             rows=patch.rows,
@@ -101,13 +107,13 @@ def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> Ap
             if changed.resumed:
                 progress.note(f"resumed: {patch.description or patch.digest[:19]}")
     return ApplyPatchResult(
-        path=target.path,
+        path=path,
         out=None,
         patches=tuple(infos),
         rows=sum(info.rows for info in infos if info.applied),
         conflicts=_counted_from_one(conflicts),
-        digest=open_target(target.path).digest,
-        journal=journal_folder(target.path),
+        digest=open_target(path).digest,
+        journal=journal_folder(path),
     )
 
 
