@@ -309,7 +309,7 @@ def test_options_are_checked(request_of: Callable[..., PatchMakeRequest]) -> Non
 
 
 def test_the_result_is_plain_data(request_of: Callable[..., PatchMakeRequest]) -> None:
-    from engram_cli.cli.patch_make import make_parts
+    from engram_cli.cli.patching import make_parts
 
     result: PatchMakeResult = make_patch_of_facts(request_of(rows_per_token=1, steps=1))
     assert len(make_parts(result)) >= 2
