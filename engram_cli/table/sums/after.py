@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.rows import DTYPES
-from engram_cli.rows.source import SCALES
-from engram_cli.table.grid import array_name
 from engram_cli.table.inits.corpus.documents import document_hashes
 from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.kernels import weighted_sum
@@ -21,6 +19,7 @@ from engram_cli.table.inits.corpus.pairs import TokenPairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.sums.change import DocumentChange, distinct_tokens, without
 from engram_cli.table.sums.opened import OpenTable
+from engram_cli.table.sums.rows import stored_scale
 from engram_cli.table.sums.state import KeptSums, documents_array
 
 
@@ -49,19 +48,22 @@ class TokenVectors:
 class SumsAfter:
     """What describes the sums after an update.
 
-    `hashes` uint64[documents], ascending. `scales`: of each layer, for a dtype with one per layer.
+    `hashes` uint64[documents], ascending. `scales`: float32[1] of each layer, for a dtype with one
+    per layer.
     """
 
     hashes: NDArray[np.uint64]
     vectors: TokenVectors
     kept: KeptSums
-    scales: Mapping[int, np.float32]
+    scales: Mapping[int, NDArray[np.float32]]
 
     def moves_every_row(self, table: OpenTable) -> bool:
         """Return whether rows change that no changed document touches."""
         before = table.sums.kept
         moved = before.followed != self.kept.followed or before.columns != self.kept.columns
-        return moved or any(stored_scale(table, n) != scale for n, scale in self.scales.items())
+        return moved or any(
+            stored_scale(table.about, layer) != scale for layer, scale in self.scales.items()
+        )
 
 
 def sums_after(
@@ -84,13 +86,6 @@ def token_pairs(table: OpenTable, file: TokenFile) -> TokenPairs:
     """Return the pairs that documents add to the rows of a table."""
     follow = table.sums.kept.init == "next-token"
     return TokenPairs(layout=table.layout, file=file, follow=follow, joined=False)
-
-
-def stored_scale(table: OpenTable, layer: int) -> np.float32:
-    """Return the scale of a layer that the table has now."""
-    array = table.about.arrays[array_name(layer, SCALES)]
-    value = np.fromfile(table.about.path / array.file(0), dtype="<f4", count=1)
-    return np.float32(value[0])
 
 
 def _hashes(
@@ -133,17 +128,19 @@ def _with_totals(
     return replace(kept, columns=columns, followed=kept.followed + int(counts.sum()))
 
 
-def _layer_scales(table: OpenTable, kept: KeptSums, row_type: Any) -> dict[int, np.float32]:
+def _layer_scales(
+    table: OpenTable, kept: KeptSums, row_type: Any
+) -> dict[int, NDArray[np.float32]]:
     """Return the scale of each layer afterwards, as a build finds it."""
     found = {}
     for layer in table.layout.layer_ids:
         if kept.layer_scale is not None:
-            found[layer] = np.float32(kept.layer_scale)
+            found[layer] = np.array([kept.layer_scale], dtype=np.float32)
             continue
         bound = 0.0
         for column in range(table.layout.columns):
             own = kept.columns[layer, column]
             mean = float(np.abs(own.mean(kept.followed)).max())
             bound = max(bound, (float(own.largest) + mean) * own.scale)
-        found[layer] = np.float32(row_type.layer_scale(bound))
+        found[layer] = np.array([row_type.layer_scale(bound)], dtype=np.float32)
     return found

@@ -35,13 +35,13 @@ from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.pairs import write_pairs
 from engram_cli.table.store import zarr_metadata
 from engram_cli.table.sums import kernels
-from engram_cli.table.sums.after import stored_scale, sums_after, token_pairs
+from engram_cli.table.sums.after import sums_after, token_pairs
 from engram_cli.table.sums.change import DocumentChange
 from engram_cli.table.sums.files import write_description, write_hashes
 from engram_cli.table.sums.journal import Slot, UpdateState
 from engram_cli.table.sums.layer import BLOCK_ENTRIES, Block, LayerUpdate, SideState, blocks_of
 from engram_cli.table.sums.opened import OpenTable
-from engram_cli.table.sums.rows import LayerRows
+from engram_cli.table.sums.rows import LayerRows, stored_scale
 from engram_cli.table.sums.state import SLOTS, map_sums
 from engram_cli.version import __version__
 
@@ -128,13 +128,7 @@ class TableUpdate:
         made = {}
         for entry in self.table.layout.layers:
             layer = entry.layer
-            arrays = [about.arrays[array_name(layer)]]
-            scales: list[NDArray[np.float32] | None] = [None, None]
-            if layer in self._after.scales:
-                both = stored_scale(self.table, layer), self._after.scales[layer]
-                scales = [np.array([scale], dtype=np.float32) for scale in both]
-            elif array_name(layer, SCALES) in about.arrays:
-                arrays.append(about.arrays[array_name(layer, SCALES)])
+            scales = stored_scale(about, layer), self._after.scales.get(layer)
             columns = range(self.table.layout.columns)
             states = [
                 SideState(
@@ -150,12 +144,7 @@ class TableUpdate:
                 plan=plan_layer(self.table.layout, entry),
                 vectors=partial(self._after.vectors.of_column, layer),
                 records=map_sums(about.path, layer, entry.rows, about.dim),
-                rows=LayerRows(
-                    path=about.path,
-                    row_type=DTYPES.load(about.dtype),
-                    dim=about.dim,
-                    arrays=arrays,
-                ),
+                rows=LayerRows.of(about, layer),
                 pairs={order: self._pairs(layer, order) for order in self.table.layout.orders},
                 before=states[0],
                 after=states[1],
@@ -229,10 +218,8 @@ class TableUpdate:
         row_type, dim = DTYPES.load(self.table.about.dtype), self.table.about.dim
         physical = row_type.physical
         rows = np.concatenate([part.lines[0] for part in parts]).view(physical)
-        scales = None
-        if layer in self._after.scales:
-            scales = np.array([self._after.scales[layer]], dtype=np.float32)
-        elif row_type.scaling is not None:
+        scales: NDArray[Any] | None = self._after.scales.get(layer)
+        if row_type.scaling is not None and not row_type.of_layer:
             wide = np.concatenate([part.lines[1] for part in parts])
             scales = wide.view(row_type.scaling.dtype)
         return LayerPatch(
@@ -323,7 +310,7 @@ class TableUpdate:
         with output_errors(path), ThreadPoolExecutor(self._threads) as pool:
             for layer, scale in self._after.scales.items():
                 array = about.arrays[array_name(layer, SCALES)]
-                files |= write_array(path, array, np.array([scale], dtype=np.float32))
+                files |= write_array(path, array, scale)
             for name, checksum in zip(names, pool.map(partial(_settled, path), names), strict=True):
                 files[name] = (files[name][0], checksum)
         write_hashes(path, self._after.hashes)
