@@ -32,7 +32,6 @@ from engram_cli.table.attributes import (
 )
 from engram_cli.table.build import build_store
 from engram_cli.table.grid import array_name
-from engram_cli.table.inits import INITS
 from engram_cli.table.inits.corpus.filled import CorpusFill, corpus_digest
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.lock import build_lock
@@ -74,7 +73,8 @@ def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult
         change = read_change(reader, place, stack, tuple(sides))
         file = reader.read(found, scratch_folder(place))
         _check_change(change, init["parameters"], file, path)
-        filled: CorpusFill = INITS.load(init["name"])(
+        filled = CorpusFill(
+            name=init["name"],
             layout=layout,
             file=file,
             embeddings=vectors,
