@@ -320,6 +320,20 @@ Here = Annotated[Workspace, WORKSPACE]
 Force = Annotated[bool, Option("Replace an output that engram wrote before.")]
 DryRun = Annotated[bool, Option("Print the sizes in bytes and write nothing.")]
 Threads = Annotated[int | None, Option("Number of threads (one per core).", least=1)]
+Checkpoint = Annotated[
+    Path,
+    Option(
+        "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
+        argument=True,
+        reads="copy",
+    ),
+]
+ModelTokenizer = Annotated[
+    Path | None,
+    Option(
+        "The model's tokenizer (CHECKPOINT/tokenizer.json).", reads="ranges", files=TOKENIZER_FILES
+    ),
+]
 Vocab = Annotated[
     Path | None, Option("Compressed vocabulary (the one in the workspace).", reads="ranges")
 ]

@@ -19,6 +19,7 @@ from engram_cli.commands.requests.options import (
     Force,
     Group,
     InnerChunkSize,
+    ModelTokenizer,
     Option,
     Request,
     Rule,
@@ -232,14 +233,7 @@ class AttachRequest(Request):
             parser=integers,
         ),
     ] = None
-    tokenizer: Annotated[
-        Path | None,
-        Option(
-            "The model's tokenizer (CHECKPOINT/tokenizer.json).",
-            reads="ranges",
-            files=TOKENIZER_FILES,
-        ),
-    ] = None
+    tokenizer: ModelTokenizer = None
     module: Annotated[
         str | None,
         Option("Module: engram-v1, deepseek-v4.1 or qwen-ple (the one of the table's scheme)."),

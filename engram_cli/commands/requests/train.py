@@ -10,6 +10,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.corpus import CorpusFields
 from engram_cli.commands.requests.options import (
     WORKSPACE,
+    Checkpoint,
     Group,
     Option,
     Rule,
@@ -45,14 +46,7 @@ class TrainRequest(CorpusFields):
     steps. With `dry_run` nothing is written.
     """
 
-    checkpoint: Annotated[
-        Path,
-        Option(
-            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
-            argument=True,
-            reads="copy",
-        ),
-    ]
+    checkpoint: Checkpoint
     sources: Annotated[
         tuple[str | Path, ...],
         Option(
