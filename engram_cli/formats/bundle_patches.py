@@ -18,7 +18,8 @@ from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.patches import Patch, read_patch
+from engram_cli.patches.patch import Patch
+from engram_cli.patches.patch_file import read_patch
 from engram_cli.patches.stack import Stack, stack_patches
 from engram_cli.rows.source import ROWS, SCALES
 

@@ -25,7 +25,7 @@ from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle, saved_
 from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.bundle_patches import patched_bundle
 from engram_cli.formats.checkpoint_reference import CheckpointReference
-from engram_cli.patches import Patch
+from engram_cli.patches.patch import Patch
 from engram_cli.runtime import loading
 from engram_cli.runtime.carried import (
     NAME,

@@ -23,7 +23,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import EngramError, InputError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_rows import bundle_rows
-from engram_cli.patches import read_patch
+from engram_cli.patches.patch_file import read_patch
 from engram_cli.progress import Silent
 from engram_cli.runtime import attach, save_engram
 from engram_cli.stats.stats_io import read_stats

@@ -36,9 +36,9 @@ from engram_cli.formats.overlay import Overlay
 from engram_cli.formats.overlay_patch import SUFFIXES, open_patch, write_overlay
 from engram_cli.formats.overlay_write import REPLACED_KINDS
 from engram_cli.outputs import prepare_output
-from engram_cli.patches import Patch, read_patch, write_patch
 from engram_cli.patches import stack as stacks
-from engram_cli.patches.patch_file import PATCH, patch_path
+from engram_cli.patches.patch import Patch
+from engram_cli.patches.patch_file import PATCH, patch_path, read_patch, write_patch
 from engram_cli.patches.replaced import read_rows, replaced_digest
 from engram_cli.patches.stack import Conflict, Stack, says_base
 from engram_cli.progress import SILENT, Progress

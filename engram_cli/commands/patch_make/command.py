@@ -35,8 +35,9 @@ from engram_cli.formats.bundle_rows import BundleRows
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.numbers import count, counted
 from engram_cli.outputs import prepare_output
-from engram_cli.patches import Patch, make_patch, write_patch
-from engram_cli.patches.patch_file import PATCH
+from engram_cli.patches.making import make_patch
+from engram_cli.patches.patch import Patch
+from engram_cli.patches.patch_file import PATCH, write_patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.runtime import attach, detach, memories
 from engram_cli.runtime.memory import Memory

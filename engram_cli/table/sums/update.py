@@ -22,7 +22,7 @@ from engram_cli.errors import ArtifactError, MismatchError, OutputError
 from engram_cli.files import fsync_folder, inner_file, output_errors
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.jit import LANES
-from engram_cli.patches import LayerPatch
+from engram_cli.patches.patch import LayerPatch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.checksum import file_checksum
