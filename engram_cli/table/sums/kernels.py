@@ -25,18 +25,25 @@ def touched(begins, others, rows):  # type: ignore[no-untyped-def]
     return found
 
 
-@kernel("void(uint8[:, ::1], int64, int64[::1], uint8[:, ::1])")
+_COPY = [f"void({item}[:, ::1], int64, int64[::1], {item}[:, ::1])" for item in ("uint8", "int64")]
+
+
+@kernel(*_COPY)
 def load_lines(lines, first, rows, out):  # type: ignore[no-untyped-def]
-    """Copy the lines at `first` + rows [n] to `out` [n, bytes]."""
+    """Copy the lines at `first` + rows [n], bytes of rows or records, to `out` [n, w]."""
     for i in range(rows.size):
-        out[i] = lines[first + rows[i]]
+        source, target = lines[first + rows[i]], out[i]
+        for j in range(target.size):
+            target[j] = source[j]
 
 
-@kernel("void(uint8[:, ::1], int64, int64[::1], uint8[:, ::1])")
+@kernel(*_COPY)
 def store_lines(lines, first, rows, values):  # type: ignore[no-untyped-def]
-    """Copy `values` [n, bytes] to the lines at `first` + rows [n]."""
+    """Copy `values` [n, w] to the lines at `first` + rows [n]."""
     for i in range(rows.size):
-        lines[first + rows[i]] = values[i]
+        source, target = values[i], lines[first + rows[i]]
+        for j in range(target.size):
+            target[j] = source[j]
 
 
 @kernel("int64(int64[:, ::1], int64)")

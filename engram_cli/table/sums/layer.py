@@ -101,7 +101,7 @@ class SideState:
 def load_records(records: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the records [n, 1 + dim] of `rows` [n]."""
     found = np.empty((len(rows), records.shape[1]), dtype=np.int64)
-    kernels.load_lines(records.view(np.uint8), 0, rows, found.view(np.uint8))
+    kernels.load_lines(records, 0, rows, found)
     return found
 
 
@@ -196,7 +196,7 @@ class LayerUpdate:
         rows_too: bool = True,
     ) -> None:
         """Write records to their places, and the rows that they make."""
-        kernels.store_lines(self.records.view(np.uint8), 0, rows, records.view(np.uint8))
+        kernels.store_lines(self.records, 0, rows, records)
         if rows_too:
             self.rows.write(rows, self._changed(column, rows, records).lines)
 
