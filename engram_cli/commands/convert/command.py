@@ -95,8 +95,6 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
             convert_table, request, TABLE, progress, folder=request.folder, dry_run=request.dry_run,
             moved=lambda result, out: replace(result, plan=replace(result.plan, out=out)),
         )  # fmt: skip
-    if request.to not in (None, "table"):
-        raise InputError(f"{request.to} is no table", "call convert, which writes any format")
     source, row_bytes = _open_source(request)
     spec = conversion(
         source,
@@ -120,17 +118,17 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if request.dry_run:
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()
-    resumed = sum(array.chunks for array in spec.row_arrays.values())
     if finished is None:
         resumed = _build(request, source, spec, plan, threads, progress)
         finished = open_table(request.place)
     else:
+        resumed = sum(array.chunks for array in spec.row_arrays.values())
         progress.note(f"{request.place} is already converted: only comparing the rows")
     try:
         differences, copied = _compare(request, source, spec, finished, threads, progress)
     except KeyboardInterrupt:
         progress.note(
-            f"{finished.path} is written; only the comparison with the old rows is missing"
+            f"{finished.path} is written, and its rows are not compared with the old ones"
         )
         raise
     return ConvertResult(
@@ -146,6 +144,8 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
 
 def _open_source(request: ConvertRequest) -> tuple[RowSource, int]:
     """Return the rows to convert, and the bytes of one of them."""
+    if request.to not in (None, "table"):
+        raise InputError(f"{request.to} is no table", "call convert, which writes any format")
     source, dim, dtype = open_vectors(request.source, request.tokenizer, request.shape)
     if request.rows is not None:
         raise InputError(
