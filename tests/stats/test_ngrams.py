@@ -59,7 +59,7 @@ def test_the_hits_of_a_sample_are_those_of_its_ngrams(
 ) -> None:
     monkeypatch.setattr(known_module, "_MOST_KEPT", most_kept)
     monkeypatch.setattr(known_module, "_STEP", 37)
-    layout = layout_of(moduli=(601, 607, 2003, 2011), heads=2, layers=(1, 4))
+    layout = layout_of(moduli=(601, 607, 2003, 2011), heads=2, layers=(1, 4), size=200)
     counts = count(zipf_documents(seed=3, count=20, length=100, size=200), layout, sample_size=300)
     for sample in counts.samples:
         found = SampleHits(counts=counts, sample=sample)
