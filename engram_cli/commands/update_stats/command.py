@@ -146,7 +146,7 @@ def _write_change(
         progress.note("too many n-grams to keep all: later changes will use samples of them")
     written = write_statistics(
         whole.counts,
-        results,
+        lambda: results,
         out,
         force=request.force or out == before.path,
         report=request.report,
