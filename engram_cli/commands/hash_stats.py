@@ -230,9 +230,7 @@ def write_statistics(
         "documents": counts.documents,
         "tokens": counts.tokens,
         "join_documents": counts.joined,
-        **split_results(
-            Results(tokens=counts.tokens, documents=counts.documents, found=results)
-        ),
+        **split_results(Results(tokens=counts.tokens, documents=counts.documents, found=results)),
     }
 
 

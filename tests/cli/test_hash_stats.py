@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,8 @@ def test_json_has_the_verdict_of_what_was_counted_merged_and_changed(corpus: Pat
     assert verdict["figures"]["used"] == pytest.approx(used / rows)
     assert [set(each) for each in verdict["next"]] == [{"command", "gives"}] * 3
     stats, out = str(corpus / "engram-stats"), ["--out", str(corpus / "out"), "--force", "--json"]
-    for more in (["--merge", stats], ["--to", stats, "--add", str(corpus / "ids.npy")]):
+    other = str(shutil.copytree(stats, corpus / "other"))
+    for more in (["--merge", stats, other], ["--to", stats, "--add", str(corpus / "ids.npy")]):
         done = CliRunner().invoke(app, ["hash-stats", *more, *out, "--workspace", str(corpus)])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["verdict"]["figures"]["total_rows"] == rows

@@ -64,9 +64,13 @@ def write_evaluation(result: EvaluateResult, path: Path, *, force: bool) -> None
     for said in ("seconds", "report", "process"):
         del document[said]
     facts = [("Model", str(result.checkpoint))]
-    patches = ", ".join(map(str, result.patches))
-    facts += [(name, str(own)) for name, own in (("Memory", result.bundle),
-              ("Patches", patches), ("Adapter", result.adapter), ("Statistics", result.statistics)) if own]  # fmt: skip
+    origins = {
+        "Memory": result.bundle,
+        "Patches": ", ".join(map(str, result.patches)),
+        "Adapter": result.adapter,
+        "Statistics": result.statistics,
+    }
+    facts += [(name, str(own)) for name, own in origins.items() if own]
     facts.append(("Text", described(result)))
     page = Page(
         kicker="Engram · evaluation",

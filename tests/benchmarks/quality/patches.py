@@ -656,7 +656,7 @@ def encoded(tokenizer: Any, prompt: str, target: str) -> FactTokens:
 
 
 def split_documents(ids: NDArray[Any], bos: int, eos: int) -> list[NDArray[Any]]:
-    """Return the documents of pretrained_data.py: each begins with `bos`, or each ends with `eos`."""
+    """Return the documents of a text: each begins with `bos`, or each ends with `eos`."""
     ends = ids == bos if ids[0] == bos else np.roll(ids == eos, 1)
     return np.split(ids, np.flatnonzero(ends[1:]) + 1)
 
