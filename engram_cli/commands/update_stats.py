@@ -153,7 +153,7 @@ def update_stats(request: UpdateStatsRequest, progress: Progress = SILENT) -> Up
             progress.note("too many n-grams to keep all: later changes will use samples of them")
         written = write_statistics(
             whole.counts,
-            results,
+            lambda: results,
             out,
             force=request.force or out == request.to,
             report=request.report,

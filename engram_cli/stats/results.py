@@ -19,7 +19,7 @@ from engram_cli.stats.names import Names
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.sampling.by_use import uses_of
 from engram_cli.stats.sampling.distinct import NgramSample
-from engram_cli.stats.sampling.known import known_ngrams
+from engram_cli.stats.sampling.known import SampleHits, known_ngrams
 from engram_cli.stats.sampling.occurrences import Occurrences, OccurrenceSample, drawn_ngrams
 from engram_cli.stats.sampling.text_ngrams import AllNgrams
 from engram_cli.stats.statistic import Counted, Results, read_typed
@@ -57,15 +57,16 @@ def count_results(
     chosen = tuple(samples) or counts.samples
     orders = counts.layout.orders
     drawn = [None] * len(orders) if occurrences is None else drawn_ngrams(occurrences, orders)
+    hits = tuple(SampleHits(counts=counts, sample=sample) for sample in chosen)
     with ThreadPoolExecutor(processors()) as pool:  # hits are gathered without the interpreter lock
         uses = pool.map(
-            lambda sample, some: None if some is None else uses_of(counts, sample, some),
-            *(chosen, drawn),
+            lambda own, some: None if some is None else uses_of(own, some),
+            *(hits, drawn),
         )
         known = pool.map(partial(known_ngrams, counts), chosen, drawn)
         counted = Counted(
             counts=counts,
-            samples=chosen,
+            hits=hits,
             uses=tuple(uses),
             known=tuple(known),
             names=Names(counts.layout, vocab),
