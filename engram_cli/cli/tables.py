@@ -8,12 +8,9 @@ import typer
 
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, follow, shown_path
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.plan import PlanRequest
-from engram_cli.commands.requests.tables import (
-    AttachRequest,
-    BuildTableRequest,
-    ConvertRequest,
-)
+from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from commands.made import Made
+from engram_cli.commands.requests.convert import ConvertRequest
 from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import find_artifact
@@ -19,7 +20,6 @@ from engram_cli.commands.convert.to import convert
 from engram_cli.commands.diff.command import diff
 from engram_cli.commands.diff.result import DiffResult
 from engram_cli.commands.requests.diff import DiffRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError, OutputError
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.rows.source import RowSource

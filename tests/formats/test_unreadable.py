@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from engram_cli.commands.requests.convert import ConvertRequest
 from formats import checkpoints
 
 import engram_cli.commands.artifact as artifact
@@ -14,7 +15,6 @@ from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.lookup.command import lookup
 from engram_cli.commands.requests.reading import LookupRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import (
     ArtifactError,
     EngramError,

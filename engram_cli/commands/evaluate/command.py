@@ -46,7 +46,8 @@ from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import check_encoder, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.errors import CorpusError, InputError
-from engram_cli.formats.bundle import BUNDLE_NAME, DESCRIPTION, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.bundle_patches import patched_bundle
 from engram_cli.formats.bundle_rows import bundle_rows
 from engram_cli.formats.overlay_patch import open_patch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.options import Force, Here, Option, Rule, revision_of
+from engram_cli.commands.requests.options import Checkpoint, Force, Here, Option, Rule, revision_of
 from engram_cli.commands.requests.patch import AnyBase
 from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
@@ -61,14 +61,7 @@ class EvaluateRequest(CorpusFields):
         ),
     )
 
-    checkpoint: Annotated[
-        Path,
-        Option(
-            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
-            argument=True,
-            reads="copy",
-        ),
-    ]
+    checkpoint: Checkpoint
     sources: Annotated[
         tuple[str | Path, ...],
         Option(
