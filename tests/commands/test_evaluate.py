@@ -44,7 +44,8 @@ from engram_cli.errors import (
 )
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_rows import bundle_rows
-from engram_cli.patches import make_patch, write_patch
+from engram_cli.patches.making import make_patch
+from engram_cli.patches.patch_file import write_patch
 from engram_cli.runtime import attach, save_engram
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer

@@ -51,7 +51,7 @@ from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.bundle_patches import patched_bundle
 from engram_cli.formats.bundle_rows import bundle_rows
 from engram_cli.formats.overlay_patch import open_patch
-from engram_cli.patches import Patch
+from engram_cli.patches.patch import Patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.runtime.evaluation.gates import GateMeter, shares_above

@@ -17,7 +17,7 @@ from engram_cli.commands.requests.evaluation import AUTO, EvaluateRequest
 from engram_cli.errors import DependencyError, InputError
 from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, read_bundle
 from engram_cli.formats.checkpoint_reference import refers_to_itself
-from engram_cli.patches import Patch
+from engram_cli.patches.patch import Patch
 from engram_cli.rows.safetensors import checkpoint_files, open_tensors
 from engram_cli.runtime import attach, detach, memories
 from engram_cli.runtime.evaluation.variants import PATCHED
