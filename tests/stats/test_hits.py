@@ -13,6 +13,7 @@ from stats.truth import layout_of
 
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.counting import SLOT_BITS, TILE
 from engram_cli.stats.counting import hit_kernels as kernels
 from engram_cli.stats.counting import key_kernels, ngram_buffer
 from engram_cli.stats.counting.jobs import JobQueue
@@ -178,7 +179,7 @@ def test_a_part_that_fills_up_is_counted_at_once() -> None:
     times = np.ones(len(mixes), dtype=np.uint8)
     hits = np.zeros(modulus, dtype=np.uint32)
     parts = parts_of(modulus)
-    items = np.empty((parts, 2 * kernels.TILE), dtype=np.uint32)
+    items = np.empty((parts, 2 * TILE), dtype=np.uint32)
     ends, bits = np.arange(parts) * items.shape[1], part_bits(modulus)
     kernels.deal_out(mixes, times, modulus, 0, True, bits, items, ends, hits)
     assert 0 < int(hits.sum()) < len(mixes)
@@ -217,7 +218,7 @@ def test_tokens_come_back_from_keys(data: st.DataObject, order: int, bits: int) 
     count = len(tokens) - order + 1
     x, seen = np.array(tokens, dtype=np.int32), np.full(count, order, dtype=np.uint8)
     multipliers = 2 * np.arange(order, dtype=np.int64) + 3
-    slots = np.zeros(1 << kernels.SLOT_BITS, dtype=np.uint64)
+    slots = np.zeros(1 << SLOT_BITS, dtype=np.uint64)
     words, places = np.zeros(2100, dtype=np.uint64), np.zeros(2100, dtype=np.uint16)
     listed = np.zeros(1, dtype=np.int64)
     assert kernels.combine(x, seen, 0, 0, multipliers, bits, slots, words, places, listed) == count
@@ -239,4 +240,4 @@ def test_parts_of_columns() -> None:
     assert part_bits(2**31) <= kernels.ROW_BITS
     for rows in (2**20 + 1, 16_000_057, 2**28):
         for items in (TOGETHER * ITEMS, 2**22):
-            assert scratch_items(rows, items) // parts_of(rows) > kernels.TILE
+            assert scratch_items(rows, items) // parts_of(rows) > TILE
