@@ -13,9 +13,8 @@ from stats.truth import layout_of
 
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counting import SLOT_BITS, TILE
+from engram_cli.stats.counting import SLOT_BITS, TILE, key_kernels, ngram_buffer
 from engram_cli.stats.counting import hit_kernels as kernels
-from engram_cli.stats.counting import key_kernels, ngram_buffer
 from engram_cli.stats.counting.jobs import JobQueue
 from engram_cli.stats.counting.ngram_buffer import (
     Columns,

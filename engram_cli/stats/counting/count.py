@@ -19,7 +19,7 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.counting.counters import Counter
 from engram_cli.stats.counting.holdout import Holdout
-from engram_cli.stats.counting.thread_pool import Make, ThreadPool
+from engram_cli.stats.counting.thread_pool import MOST_THREADS, Make, ThreadPool
 from engram_cli.stats.counting.token_chunk import Segments, SegmentSplitter, TokenChunk
 from engram_cli.stats.sampling.distinct import DEFAULT_SAMPLE
 from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar, unsound
@@ -84,7 +84,7 @@ class CorpusCounter:
         """See `count_blocks`."""
         self.size = 0  # of the blocks so far
         self._joined = join_documents
-        self._counter = Counter(layout, sample_size, collectors)
+        self._counter = Counter(layout, sample_size, collectors, min(threads, MOST_THREADS))
         self._threads = threads
         self._feed = _Feed(layout, join_documents, holdout)
 

@@ -39,6 +39,7 @@ from engram_cli.stats.totals import Counts
 
 STEP = 2**18  # tokens that a task takes at a time: about a millisecond
 _HASHED = 2**16  # n-grams hashed at a time: half a megabyte, which stays in the L2 cache
+_MOST_DEALT = 2**21  # n-grams for whose parts of a column there is room
 _TOKEN_BYTES = 16  # of a token in a chunk and in half a one that waits: ids, starts, look-back
 
 
@@ -129,9 +130,13 @@ class Counter:
     """
 
     def __init__(
-        self, layout: HashLayout, sample_size: int, collectors: Sequence[Collector] = ()
+        self,
+        layout: HashLayout,
+        sample_size: int,
+        collectors: Sequence[Collector] = (),
+        threads: int = 1,
     ) -> None:
-        self.layout = layout
+        self.layout, self._threads = layout, threads
         self.hits = {e.layer: np.zeros(e.rows, dtype=np.uint32) for e in layout.layers}
         self.samplers = tuple(
             Sampler(order, layout.filler_id, sample_size) for order in layout.orders
@@ -151,7 +156,7 @@ class Counter:
     def lane(self) -> Lane:
         """Return what one more thread counts with; pages that are not used take no memory."""
         tables = (each.table() for each in self.counters if isinstance(each, NgramCounter))
-        scratch = np.empty(scratch_bytes(self.layout) // 4, dtype=np.uint32)
+        scratch = np.empty(scratch_bytes(self.layout, self._threads) // 4, dtype=np.uint32)
         lane = Lane(scratch=scratch, tables=tuple(tables))
         self._lanes.append(lane)
         return lane
@@ -232,7 +237,7 @@ class Counter:
 
     def _counters(self) -> Iterator[NgramCounter | DirectCounter]:
         """Yield one for each order, or one for each layer and order."""
-        layout, together = self.layout, lists_together(self.layout)
+        layout, together = self.layout, lists_together(self.layout, self._threads)
         plans = {entry.layer: plan_layer(layout, entry) for entry in layout.layers}
         for index, sampler in enumerate(self.samplers):
             columns = tuple(
@@ -274,20 +279,19 @@ class Counter:
                     )
 
 
-def buffer_bytes(layout: HashLayout) -> int:
-    """Return the bytes of the n-gram lists that all threads share."""
-    return 2 * lists_together(layout) * list_bytes(layout)
+def buffer_bytes(layout: HashLayout, threads: int = 1) -> int:
+    """Return the bytes that counting in so many threads needs, besides counters and samplers.
+
+    That is two sets of lists of n-grams, and of each thread: scratch memory, tables, a list of each
+    order, and the chunk that it counts.
+    """
+    shared = 2 * lists_together(layout, threads) * list_bytes(layout)
+    own = table_bytes(layout) + list_bytes(layout) + _TOKEN_BYTES * STEP
+    return shared + threads * (own + scratch_bytes(layout, threads))
 
 
-def lane_bytes(layout: HashLayout) -> int:
-    """Return the bytes that each thread needs: scratch memory, tables and lists of n-grams, and the
-    chunk that it counts."""
-    own = table_bytes(layout) + list_bytes(layout)
-    return scratch_bytes(layout) + own + _TOKEN_BYTES * STEP
-
-
-def scratch_bytes(layout: HashLayout) -> int:
+def scratch_bytes(layout: HashLayout, threads: int) -> int:
     """Return the bytes of scratch memory that each thread needs."""
-    most = lists_together(layout) * LIST_ITEMS
+    most = min(lists_together(layout, threads) * LIST_ITEMS, _MOST_DEALT)
     moduli = {modulus for entry in layout.layers for modulus in entry.moduli}
     return 4 * max(*(scratch_items(modulus, most) for modulus in moduli), 2 * STEP, 3 * LIST_ITEMS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counting.counters import buffer_bytes, lane_bytes
+from engram_cli.stats.counting.counters import buffer_bytes
 from engram_cli.stats.counting.thread_pool import MOST_THREADS
 from engram_cli.stats.sampling.distinct import sampler_bytes
 
@@ -44,12 +44,12 @@ def plan_memory(
 
     `text`: the corpus must be tokenised. `more`: what collectors take.
     """
-    lanes = min(threads, MOST_THREADS) * lane_bytes(layout)
+    counting = buffer_bytes(layout, min(threads, MOST_THREADS))
     return MemoryPlan(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
         more=more,
-        buffers=base_bytes(text=text) + buffer_bytes(layout) + lanes,
+        buffers=base_bytes(text=text) + counting,
     )
 
 

@@ -31,9 +31,10 @@ NEAR_ROWS = 2**20
 # Parts have at least 2**15 rows, 128 KB of counters, and are at most 256 where this allows it.
 LEAST_PART_BITS, WANTED_PARTS_BITS = 15, 8
 LIST_ITEMS = 2**17  # n-grams of a list, 1.4 MB: a thread hands it over after about as many tokens
-# N-grams that are counted together, and the bytes that the lists of all orders may take.
+# N-grams that are counted together, and the bytes that the lists of all orders may take for each
+# thread: with two, twice as many bytes count 1 % faster at V4.1, without page faults.
 LEAST_ITEMS, MOST_ITEMS = 2**19, 2**22
-MOST_BYTES = 3 * 2**24  # twice as many bytes count 1 % faster at V4.1, without page faults
+THREAD_BYTES = 3 * 2**23
 _ITEM_BYTES, _MIX_BYTES = 11, 8  # word, place and occurrences; a mix for each layer but the last
 _SLOT_BYTES = 8 << SLOT_BITS
 
@@ -324,14 +325,16 @@ def table_bytes(layout: HashLayout) -> int:
     return _SLOT_BYTES * sum(1 if each else len(layout.layers) for each in shared)
 
 
-def lists_together(layout: HashLayout) -> int:
+def lists_together(layout: HashLayout, threads: int) -> int:
     """Return how many lists of an order are counted together.
 
-    One n-gram for eight rows of a column is worth counting, if the lists do not take too much.
+    One n-gram for eight rows of a column is worth counting, and a list for each thread, if the
+    lists do not take too much.
     """
     largest = max(modulus for entry in layout.layers for modulus in entry.moduli)
-    items = max(min(largest // 8, MOST_ITEMS), LEAST_ITEMS)
-    return max(min(items // LIST_ITEMS, MOST_BYTES // (2 * list_bytes(layout))), 1)
+    wanted = max(min(largest // 8, MOST_ITEMS), LEAST_ITEMS) // LIST_ITEMS
+    room = THREAD_BYTES * max(threads, 2) // (2 * list_bytes(layout))
+    return max(min(max(wanted, threads), MOST_ITEMS // LIST_ITEMS, room), 1)
 
 
 def part_bits(rows: int) -> int:

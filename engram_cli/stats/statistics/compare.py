@@ -29,7 +29,7 @@ from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.numbers import mean
 from engram_cli.registry import LazyModule
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.counting.counters import Counter, buffer_bytes, lane_bytes
+from engram_cli.stats.counting.counters import Counter, buffer_bytes
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.sampling.by_use import uses_of
 from engram_cli.stats.sampling.distinct import sampler_bytes
@@ -123,8 +123,11 @@ class Uncompressed(Collector):
         """The bytes of counters and samples, once more."""
         samples = sum(sampler_bytes(order, self._size) for order in self.layout.orders)
         samples += self._occurrences.memory
-        buffers = buffer_bytes(self.layout) + lane_bytes(self.layout)
-        return 4 * sum(entry.rows for entry in self.layout.layers) + samples + buffers
+        return (
+            4 * sum(entry.rows for entry in self.layout.layers)
+            + samples
+            + buffer_bytes(self.layout)
+        )
 
     def push(self, chunk: TokenChunk) -> None:
         """Count the raw ids of a chunk; look-back ends where it ends in the compressed ones."""

@@ -7,8 +7,9 @@ a quarter as many pairs as the corpus has.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -31,7 +32,9 @@ _LEAST_SLOTS = 4
 # 2**15 slots, 512 KB, let 37 and 49 % of 2- and 3-gram pairs through, 2**17 33 and 45 %, but those
 # are no longer in the L2 cache: 18 and 20 ns a token instead of 6 and 12.
 _TABLE_BITS = 15
-_WHOLE = 2**24  # pairs of the largest block: 268 MB; 63 M pairs at once unite 8 % further
+_WHOLE = 2**24  # pairs of the largest blocks: 268 MB; 63 M pairs at once unite 8 % further
+_SHARES = 4  # of the parts of a block, for each thread
+_UNITERS = 2  # one block is written while threads unite the next one
 _LEAST = 2**16
 
 
@@ -88,15 +91,29 @@ def write_pairs(
     `memory` bytes bound the block of pairs that is united at a time; a pair may come once a block.
     """
     lags = what.lags(order)
-    most = min(max(memory // (2 * 16 * len(lags)), _LEAST), _WHOLE)
+    most = min(max(memory // (2 * _UNITERS * 16 * len(lags)), _LEAST), _WHOLE // _UNITERS)
     reader = _Reader(what, layer, order, what.file.map())
-    uniter = _Uniter(min(most, what.file.tokens), len(lags), threads)
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
-        for begin in range(0, what.file.tokens, most):
-            end = min(begin + most, what.file.tokens)
-            for pairs in uniter.united(reader, _steps(begin, end), pool):
+    uniters = [_Uniter(min(most, what.file.tokens), len(lags), threads) for _ in range(_UNITERS)]
+    written: deque[Future[None]] = deque()
+    with (
+        path.open("wb", buffering=0) as file,
+        ThreadPoolExecutor(threads) as pool,
+        ThreadPoolExecutor(1) as writer,
+    ):
+
+        def write(parts: list[NDArray[np.uint64]]) -> None:
+            for pairs in parts:
                 file.write(pairs.data)
+
+        for index, begin in enumerate(range(0, what.file.tokens, most)):
+            if len(written) == _UNITERS:
+                written.popleft().result()
+            end = min(begin + most, what.file.tokens)
+            parts = list(uniters[index % _UNITERS].united(reader, _steps(begin, end), pool))
+            written.append(writer.submit(write, parts))
             progress.advance(end - begin)
+        for each in written:
+            each.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +255,11 @@ class _Uniter:
         begins = np.cumsum(whole) - whole
         places = begins + np.cumsum(sizes, axis=0) - sizes
         list(pool.map(split, threads))
-        yield from pool.map(self._unite, begins.tolist(), whole.tolist())
+        ends = list(zip(begins.tolist(), whole.tolist(), strict=True))
+        share = -(-len(ends) // (_SHARES * self._threads))  # a task for each part took 40 us of it
+        shares = [ends[at : at + share] for at in range(0, len(ends), share)]
+        for found in pool.map(lambda own: [self._unite(*each) for each in own], shares):
+            yield from found
 
     def _combined(self, reader: _Reader, spans: list[Span], thread: int) -> NDArray[np.uint64]:
         """Return the pairs of the spans; most pairs that repeat soon are added up."""
