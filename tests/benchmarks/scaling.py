@@ -94,7 +94,7 @@ def stages(folder: Path, cores: int) -> Iterator[tuple[str, Run, int]]:
     yield "text to statistics", lambda n: count(folder, cores, DEMO, "text", n), cores
     yield "ids to statistics", lambda n: count(folder, cores, DEMO, "ids", n), cores
     if cores in FEW:
-        name = "ids to statistics, V4.1's columns"
+        name = "ids to statistics, V4.1"
         yield name, lambda n: count(folder, cores, V41, "ids", n), max(cores // 2, 1)
     yield "rows filled", lambda n: fill(folder, cores, n), max(cores // 2, 1)
 
