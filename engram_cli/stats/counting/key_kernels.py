@@ -158,9 +158,7 @@ def sample_keys(  # type: ignore[no-untyped-def]
     entries.
     """
     order = tokens.shape[1]
-    mask = uint64(slots.size // 2 - 1)
-    high, low, own = np.empty(1, np.uint64), np.empty(1, np.uint64), np.empty(1, np.uint64)
-    none = np.empty(0, np.uint8)
+    mask, token = uint64(slots.size // 2 - 1), (uint64(1) << uint64(bits)) - uint64(1)
     for i in range(first, hashes.size):
         if i + SLOTS_AHEAD < hashes.size:
             prefetch(slots, int64((hashes[i + SLOTS_AHEAD] & mask) << uint64(1)))
@@ -171,10 +169,12 @@ def sample_keys(  # type: ignore[no-untyped-def]
         slots[at + uint64(1)] += words[index] & _TIMES
         if slots[at] == 0:
             slots[at] = key
-            split_words(words[index : index + 1], places[index : index + 1], high, low, none)
-            for lag in range(order):
-                key_tokens(high, low, bits, lag, own)
-                tokens[at >> uint64(1), order - 1 - lag] = int32(own[0])
+            high = words[index] >> _TIMES_SHIFT
+            low = uint64(places[index]) ^ place_mask(high)
+            tokens[at >> uint64(1), order - 1] = int32((low | (high << _LOW_SHIFT)) & token)
+            for lag in range(1, order):
+                own = (high >> uint64(lag * bits - LOW_BITS)) & token
+                tokens[at >> uint64(1), order - 1 - lag] = int32(own)
             entries[0] += 1
             if entries[0] > limit:
                 return i + 1
