@@ -72,6 +72,7 @@ def kernel(*signatures: str, cache: bool = True) -> Callable[[Any], Any]:
 
     def compile_kernel(function: Any) -> Any:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+        options["no_cfunc_wrapper"] = True  # kernels are called from Python and from each other
         try:
             with _cache_folder():
                 return njit(list(signatures) or None, cache=cache, **options)(function)
