@@ -1,7 +1,7 @@
 """Compiles Numba kernels, and gives them what Numba lacks: bit casts, prefetches, vector sums.
 
-`kernel` is the only way a kernel is compiled: explicit types, without the interpreter lock, cached
-on disk. The intrinsics are written for LLVM, so that they run on every machine.
+`kernel` is the only way a kernel is compiled: without the interpreter lock, cached on disk. The
+intrinsics are written for LLVM, so that they run on every machine.
 """
 
 from __future__ import annotations
