@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, sha256_bytes
-from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, SAVED_WITH, VOCABULARY
+from engram_cli.formats.bundle import BUNDLE, SAVED_WITH
 from engram_cli.formats.bundle_description import FORMAT, Reference, document_of
+from engram_cli.formats.bundle_files import DENSE, DESCRIPTION, VOCABULARY
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.outputs import new_folder
 from engram_cli.rows import safetensors as tensors
