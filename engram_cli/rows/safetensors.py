@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
-from engram_cli.files import parse_json, read_json
+from engram_cli.files import START_BYTES, parse_json, read_json, start_writing
 from engram_cli.rows.dtypes import TENSOR_DTYPES, physical_dtype
 
 Array = NDArray[Any]
@@ -108,6 +108,7 @@ def write_tensors(
     digest = hashlib.sha256()
     header = encode_header(specs, metadata or {})
     size = len(header)
+    queued = 0
     with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
         digest.update(header)
         file.write(header)
@@ -125,6 +126,9 @@ def write_tensors(
                 if advance is not None:
                     advance(len(piece))
             size += len(raw)
+            if size - queued >= START_BYTES:
+                start_writing(file.fileno(), queued, size - queued)
+                queued = size
     expected = len(header) + sum(spec.nbytes for spec in specs)
     if size != expected:
         raise ArtifactError(
