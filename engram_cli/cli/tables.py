@@ -93,7 +93,9 @@ def attach(request: AttachRequest, terminal: Terminal) -> None:
     result = attach_checkpoint(request, terminal)
     terminal.result(result, *_bundle(result))
     if result.written:
-        terminal.note(f'next, in Python: attach(model, "{shown_path(result.out)}")')
+        bundle, model = shown_path(result.out), shown_path(request.checkpoint)
+        terminal.note(f'next, in Python: attach(model, "{bundle}")')
+        terminal.note(f"or train it: engram train {model} TEXT --held-out TEXT --bundle {bundle}")
 
 
 def table_parts(result: BuildTableResult) -> list[RenderableType]:

@@ -53,11 +53,12 @@ from engram_cli.stats.counting.checkpoint import clear_finished, note_finished, 
 from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.names import Names
 from engram_cli.stats.results import all_results, split_results, statistics_page
-from engram_cli.stats.statistic import CollectorOptions
+from engram_cli.stats.statistic import CollectorOptions, Results
 from engram_cli.stats.statistics.collisions import ColumnStats
 from engram_cli.stats.statistics.orders import OrderStats
 from engram_cli.stats.statistics.overlap import SourcesResult
 from engram_cli.stats.stats_io import STATISTICS_FOLDER, read_stats, write_stats
+from engram_cli.stats.verdict_view import StatedVerdict
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 from engram_cli.vocab.tokenizer import load_tokenizer
@@ -76,7 +77,10 @@ _DECISIVE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsResult:
-    """The results of a corpus under a layout, as in stats.json; `sections` are the further ones."""
+    """The results of a corpus under a layout, as in stats.json; `sections` are the further ones.
+
+    `verdict`: what follows from them for a table of this size; not in the statistics folder.
+    """
 
     out: Path
     scheme: str
@@ -90,6 +94,7 @@ class StatisticsResult:
     orders: tuple[OrderStats, ...]
     columns: tuple[ColumnStats, ...]
     sections: dict[str, object]
+    verdict: StatedVerdict | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +233,7 @@ def write_statistics(
         "documents": counts.documents,
         "tokens": counts.tokens,
         "join_documents": counts.joined,
-        **split_results(found),
+        **split_results(Results(tokens=counts.tokens, documents=counts.documents, found=found)),
     }
 
 

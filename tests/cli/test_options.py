@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from engram_cli.commands.requests.convert import ConvertRequest
 
 from engram_cli.cli.app import app
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.options import unescape
 from engram_cli.commands.requests.plan import Budget, PlanRequest
 from engram_cli.commands.requests.tables import BuildTableRequest

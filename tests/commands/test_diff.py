@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import zarr
 from commands.made import Made
-from engram_cli.commands.requests.convert import ConvertRequest
 from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import find_artifact
@@ -19,6 +18,7 @@ from engram_cli.commands.convert.command import convert_table
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.diff.command import diff
 from engram_cli.commands.diff.result import DiffResult
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.diff import DiffRequest
 from engram_cli.errors import InputError, OutputError
 from engram_cli.hashing.hasher import plan_layer

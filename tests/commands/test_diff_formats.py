@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from engram_cli.commands.requests.convert import ConvertRequest
 from formats.matrix import SOURCES, Source, make_sources
 
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.diff.command import diff
 from engram_cli.commands.diff.result import DiffResult
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.diff import DiffRequest
 from engram_cli.formats import FORMATS
 from engram_cli.vocab.compress import CompressedVocab

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engram_cli.commands.requests.convert import ConvertRequest
 from formats import checkpoints
 from formats.test_gguf import DIALECTS
 from table.tables import build
@@ -19,6 +18,7 @@ from table.test_build import fail_after
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.command import ConvertResult, convert_table
 from engram_cli.commands.convert.to import WriteResult, convert
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify.command import verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError, OutputError

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engram_cli.commands.requests.convert import ConvertRequest
 from formats import checkpoints
 from formats.checkpoints import Written
 from formats.test_gguf import opened, results, same_vectors
 from small_tokenizers import wordpiece_tokenizer
 
 from engram_cli.commands.convert.to import WriteResult, convert
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify.command import verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError

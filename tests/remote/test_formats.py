@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engram_cli.commands.requests.convert import ConvertRequest
 from formats import checkpoints, small_artifacts
 from quantised_bundles import quantised_bundle
 from remote.server import Behaviour
@@ -19,6 +18,7 @@ from table.tables import build
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.inspect.command import inspect
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import InspectRequest, VerifyRequest
 from engram_cli.commands.verify.command import verify
 from engram_cli.errors import InputError

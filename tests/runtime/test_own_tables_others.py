@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engram_cli.commands.requests.convert import ConvertRequest
 from formats.checkpoints import gguf, longcat
 from own_tables import (
     IMAGE,
@@ -31,6 +30,7 @@ from tiny_models import llama, make_bundle, make_spec, text, wake
 from torch import Tensor, nn
 
 from engram_cli import attach, convert, detach, hash_tokens
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.vocab.compress import CompressedVocab

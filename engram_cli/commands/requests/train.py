@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
 from engram_cli.commands.requests.corpus import CorpusFields
 from engram_cli.commands.requests.options import (
     WORKSPACE,
@@ -178,6 +179,11 @@ class TrainRequest(CorpusFields):
         bool, Option("Say how much memory and time it takes, and write nothing.")
     ] = False
     folder: Annotated[Path | None, WORKSPACE] = None
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Return the options of a new table, where a bundle is given."""
+        return frozenset() if given["bundle"] is None else LAYOUT_NAMES | {"dim"}
 
     @property
     def is_sharded(self) -> bool:

@@ -324,7 +324,7 @@ def _again(there: Statistics, to: Path, seconds: float) -> UpdateStatsResult:
         documents=there.documents,
         tokens=there.tokens,
         join_documents=there.joined,
-        **split_results(read_results(there).found),
+        **split_results(read_results(there)),
         to=to,
         sample_size=int(there.document["samples"][0]["size"]),
         repeated=True,
