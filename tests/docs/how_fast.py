@@ -156,7 +156,6 @@ def cpu() -> list[Stage]:
             source="tables",
             left="engram makes the rows and sums a checksum of each chunk.",
         ),
-        *attaching(),
         Stage(
             name="Read rows of a table, in the page cache",
             by="`np.memmap.take` of one raw file",
@@ -195,25 +194,6 @@ def cpu() -> list[Stage]:
             source="disk_rows",
             left="Both keep the queue of the disk full; it makes little difference how.",
         ),
-    ]
-
-
-def attaching() -> list[Stage]:
-    """Return the stage of a bundle; none where it has not been measured."""
-    if not (RESULTS / "attaching.json").exists():
-        return []
-    attached = case("attaching", "attach of a table")
-    return [
-        Stage(
-            name="Attach a table of 20 M rows, first to last",
-            by="`cp -r` of the table, then `sync`",
-            limit=row(attached, "cp -r, then sync")["rate"],
-            measured=row(attached, "engram attach")["rate"],
-            unit="bytes",
-            source="attaching",
-            left="The disk writes nearly all of the time; loading code takes 0.4 s before it can "
-            "begin. SHA-256, checksums and copying run meanwhile, 2.7 s of CPU on two cores.",
-        )
     ]
 
 
