@@ -348,7 +348,14 @@ def _plan(
         growth=request.growth,
     )
     collector_set = make_collectors(collector_options, layout, source_of, request.sample_size)
-    plan = plan_memory(layout, request.sample_size, threads, text=text, more=collector_set.memory)
+    plan = plan_memory(
+        layout,
+        request.sample_size,
+        threads,
+        text=text,
+        more=collector_set.memory,
+        of_thread=collector_set.thread_memory,
+    )
     available = available_memory()
     check_memory(plan, available)
     if request.exact:

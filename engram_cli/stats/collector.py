@@ -68,10 +68,12 @@ class Collector:
 
     `name`: of its partial, and the key of its result in stats.json. `ordered`: it must be shown the
     chunks in order; else one thread at a time shows it some chunk, which several cores do faster.
+    `replicated`: then each thread has one of its own, which `another` makes.
     """
 
     name = ""
     ordered = True
+    replicated = False
 
     @property
     def memory(self) -> int:
@@ -94,6 +96,14 @@ class Collector:
         It may be called by another thread than `push`.
         """
         return None
+
+    def another(self) -> Collector:
+        """Return an empty one of the same kind for another thread, of one that is `replicated`."""
+        raise NotImplementedError
+
+    def absorb(self, other: Any) -> None:
+        """Add what one that `another` gave has found; that one is not used any more."""
+        raise NotImplementedError
 
     def state(self) -> State:
         """Return all that `restore` of a new collector needs to continue; it may share memory."""

@@ -42,6 +42,11 @@ class CollectorSet:
         held = 0 if self.holdout is None else self.holdout.memory
         return held + sum(collector.memory for collector in self.collectors)
 
+    @property
+    def thread_memory(self) -> int:
+        """The bytes of those that each thread has of its own."""
+        return sum(each.memory for each in self.collectors if each.replicated)
+
     def partials(self) -> dict[str, CollectorPartial]:
         """Return the partials of all collectors, by name; nothing is counted afterwards."""
         return {collector.name: collector.partial() for collector in self.collectors}

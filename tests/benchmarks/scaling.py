@@ -199,10 +199,12 @@ def cpu_by_thread(found: dict[str, float]) -> Iterator[None]:
         found.pop("watcher", None)
 
 
-def point(folder: Path, cores: int) -> None:
-    """Measure each stage on so many cores, and print it as JSON."""
+def point(folder: Path, cores: int, only: str) -> None:
+    """Measure each stage, or those named, on so many cores, and print it as JSON."""
     found = {}
     for name, run, parts in stages(folder, cores):
+        if only and name not in only.split(","):
+            continue
         run(1)  # loads the code
         sizes = []
         for size in (parts, LARGE * parts):
@@ -215,7 +217,7 @@ def point(folder: Path, cores: int) -> None:
     print(json.dumps(found))
 
 
-def main(out: Path, share: float, kept: Path | None, asked: list[int] | None) -> None:
+def main(out: Path, share: float, kept: Path | None, asked: list[int] | None, only: str) -> None:
     """Run all numbers of cores, write the result after each."""
     from runner import commit, machine, versions
 
@@ -241,7 +243,7 @@ def main(out: Path, share: float, kept: Path | None, asked: list[int] | None) ->
             environment = dict(os.environ)
             environment.pop("TOKENIZERS_PARALLELISM", None)  # as the command has it
             done = subprocess.run(
-                [sys.executable, __file__, "--point", str(cores), str(folder)],
+                [sys.executable, __file__, "--point", str(cores), str(folder), "--only", only],
                 preexec_fn=lambda mine=mine: os.sched_setaffinity(0, mine),
                 env=environment,
                 capture_output=True,
@@ -312,14 +314,15 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--cores", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--only", default="", help="names of stages, with commas")
     parser.add_argument("--point", type=int)
     given = parser.parse_args()
     if given.point:
-        point(given.out, given.point)
+        point(given.out, given.point, given.only)
     elif given.prepare:
         given.folder.mkdir(exist_ok=True)
         prepare(given.folder, given.share)
         for _, run, _ in stages(given.folder, 1):
             run(1)
     else:
-        main(given.out, given.share, given.folder, given.cores)
+        main(given.out, given.share, given.folder, given.cores, given.only)

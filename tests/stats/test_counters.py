@@ -76,13 +76,13 @@ def test_every_column_has_one_counter(moduli: tuple[int, ...]) -> None:
         for column in layer.indices
     ]
     assert len(columns) == len(set(columns)) == 12
-    assert counter.ordered == counter.unordered == ()
+    assert counter.ordered == counter.lane().tasks == ()
 
 
 def test_ngrams_without_a_key_are_sampled_at_every_position() -> None:
     layout = layout_of(moduli=(101,) * 3, heads=1, orders=(2, 4, 5))
     counter = Counter(layout, 16)
-    samplers = [task.sampler for task in counter.unordered if isinstance(task, SamplingTask)]
+    samplers = [task.sampler for task in counter.lane().tasks if isinstance(task, SamplingTask)]
     assert samplers == [counter.samplers[2]]
     assert counter.samplers[2].order == 5
 

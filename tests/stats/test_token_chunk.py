@@ -12,7 +12,12 @@ from stats.truth import layout_of
 from engram_cli.corpus.base import TokenBlock, cut_names
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.counting.count import count_blocks
-from engram_cli.stats.counting.token_chunk import SEGMENT_TOKENS, SegmentSplitter, TokenChunk
+from engram_cli.stats.counting.token_chunk import (
+    SEGMENT_TOKENS,
+    SegmentSplitter,
+    TokenChunk,
+    places_of,
+)
 
 FILES = {"a": [3, 50, 1], "b": [17], "c": [29, 2, 2]}
 
@@ -64,6 +69,12 @@ def test_parts_of_stretches() -> None:
             part = whole.part(begin, end)
             found = np.repeat(part.keys, np.diff(part.begins, append=end - begin))
             assert np.array_equal(found, by_token[begin:end])
+
+
+@given(mask=st.lists(st.booleans(), max_size=70), begin=st.integers(0, 9))
+def test_places_of_a_mask(mask: list[bool], begin: int) -> None:
+    part = np.array(mask, dtype=bool)[begin:]
+    assert np.array_equal(places_of(part), np.flatnonzero(part))
 
 
 class Reader(Collector):

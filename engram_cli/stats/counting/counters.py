@@ -44,12 +44,9 @@ _TOKEN_BYTES = 16  # of a token in a chunk and in half a one that waits: ids, st
 
 
 class Task(ABC):
-    """Sees the whole corpus, part after part.
+    """Sees the whole corpus, part after part; or those parts that one thread counts."""
 
-    One that is not `ordered` may be called by several threads, with parts in any order.
-    """
-
-    ordered: bool
+    __slots__ = ()
 
     @abstractmethod
     def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
@@ -62,16 +59,13 @@ class RowTask(Task):
 
     first_head: LayerPlan
     observers: tuple[RowObserver, ...]
-    ordered: bool
-    lock: Lock = field(default_factory=Lock)
 
     def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
         """Find the rows of a chunk."""
         rows = scratch[: len(chunk)]
         self.first_head.columns(chunk.window.tokens, chunk.window.seen, rows[None])
-        with self.lock:
-            for observer in self.observers:
-                observer.push_rows(rows, chunk)
+        for observer in self.observers:
+            observer.push_rows(rows, chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,11 +74,6 @@ class CollectorTask(Task):
 
     collector: Collector
     lock: Lock = field(default_factory=Lock)
-
-    @property
-    def ordered(self) -> bool:  # type: ignore[override]
-        """Whether the collector asks for it."""
-        return self.collector.ordered
 
     def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
         """Push the chunk."""
@@ -99,8 +88,7 @@ class SamplingTask(Task):
     hasher: Sampler
     sampler: Sampler | None
     observers: tuple[NgramObserver, ...]
-    ordered: bool
-    lock: Lock = field(default_factory=Lock)
+    lock: Lock  # of the sampler
 
     def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
         """Draw from a chunk."""
@@ -108,19 +96,22 @@ class SamplingTask(Task):
             part = chunk.part(begin, min(begin + _HASHED, len(chunk)))
             hashes = scratch[: 2 * len(part)].view(np.uint64)
             self.hasher.hash(part.window, hashes)
-            with self.lock:
-                if self.sampler is not None:
+            if self.sampler is not None:
+                with self.lock:
                     self.sampler.push_hashes(hashes, part.window)
-                for observer in self.observers:
-                    observer.push_ngrams(hashes, part)
+            for observer in self.observers:
+                observer.push_ngrams(hashes, part)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Lane:
-    """What a thread counts with: its scratch memory, and its tables of n-grams."""
+    """What a thread counts with: its scratch memory, its tables of n-grams, the collectors that it
+    has of its own, and the tasks that see the chunks it counts."""
 
     scratch: NDArray[np.uint32]
     tables: tuple[NgramTable, ...]
+    collectors: dict[int, Collector] = field(default_factory=dict)  # by index in the counter
+    tasks: tuple[Task, ...] = ()
 
 
 class Counter:
@@ -143,23 +134,30 @@ class Counter:
         )
         self.collectors = tuple(collectors)
         self.counters = tuple(self._counters())
-        tasks: tuple[Task, ...] = (
-            *self._row_tasks(),
-            *self._sampling_tasks(),
-            *(CollectorTask(collector=collector) for collector in self.collectors),
-        )
-        self.ordered = tuple(task for task in tasks if task.ordered)
-        self.unordered = tuple(task for task in tasks if not task.ordered)
+        self._locks = [Lock() for _ in self.samplers]
+        shared = [each for each in self.collectors if not (each.ordered or each.replicated)]
+        self._shared = tuple(CollectorTask(collector=each) for each in shared)
+        ordered = [each for each in self.collectors if each.ordered]
+        self.ordered = tuple(self._tasks(ordered, draw=False))
         self.queue = JobQueue()
         self._lanes: list[Lane] = []
 
     def lane(self) -> Lane:
         """Return what one more thread counts with; pages that are not used take no memory."""
-        tables = (each.table() for each in self.counters if isinstance(each, NgramCounter))
         scratch = np.empty(scratch_bytes(self.layout, self._threads) // 4, dtype=np.uint32)
-        lane = Lane(scratch=scratch, tables=tuple(tables))
-        self._lanes.append(lane)
+        with self.queue.lock:
+            tables = (each.table() for each in self.counters if isinstance(each, NgramCounter))
+            lane = Lane(scratch=scratch, tables=tuple(tables))
+            self._renew(lane)
+            self._lanes.append(lane)
         return lane
+
+    def _renew(self, lane: Lane) -> None:
+        """Give a lane collectors that have seen nothing."""
+        lane.collectors = {
+            index: each.another() for index, each in enumerate(self.collectors) if each.replicated
+        }
+        lane.tasks = (*self._tasks([*lane.collectors.values()], draw=True), *self._shared)
 
     def push(self, chunk: TokenChunk, lane: Lane) -> None:
         """Count at most `STEP` tokens, where one thread alone counts."""
@@ -175,7 +173,7 @@ class Counter:
         for counter in self.counters:
             if isinstance(counter, DirectCounter):
                 counter.push(chunk.window)
-        for task in self.unordered:
+        for task in lane.tasks:
             task.push(chunk, lane.scratch)
 
     def empty_tables(self) -> None:
@@ -198,12 +196,17 @@ class Counter:
                 each.release()
 
     def settle(self) -> None:
-        """Count in this thread what is still in tables and lists."""
+        """Count in this thread what is still in tables and lists, and gather what each thread's
+        collectors have found; no thread may be counting."""
         self.empty_tables()
         for lane in self._lanes[:1]:
             self.queue.run_all(lane.scratch)
             while self.count_rest():
                 self.queue.run_all(lane.scratch)
+        for lane in self._lanes:
+            for index, collector in lane.collectors.items():
+                self.collectors[index].absorb(collector)
+            self._renew(lane)
 
     def counts(self, *, tokens: int, documents: int, joined: bool) -> Counts:
         """Return the counts; the arrays are not copied."""
@@ -246,37 +249,23 @@ class Counter:
             )
             yield from make_counters(columns, key_bits(layout, sampler.order), together, sampler)
 
-    def _row_tasks(self) -> Iterator[RowTask]:
-        """Yield those of each layer and order: one with order, one without, where observed."""
+    def _tasks(self, collectors: Sequence[Collector], *, draw: bool) -> Iterator[Task]:
+        """Yield the tasks of some collectors; those that draw the samples of n-grams without keys
+        too, if asked."""
         for entry in self.layout.layers:
             plan = plan_layer(self.layout, entry)
             for index, order in enumerate(self.layout.orders):
                 head = Columns(plan=plan, order=index, hits=self.hits[entry.layer]).first_head()
-                for ordered in (True, False):
-                    asked = (
-                        collector.row_observer(entry.layer, order)
-                        for collector in self.collectors
-                        if collector.ordered == ordered
-                    )
-                    if observers := tuple(each for each in asked if each is not None):
-                        yield RowTask(first_head=head, observers=observers, ordered=ordered)
-
-    def _sampling_tasks(self) -> Iterator[SamplingTask]:
-        """Yield those of each order whose n-grams must be hashed at every position."""
-        for sampler in self.samplers:
-            draws = not key_bits(self.layout, sampler.order)
-            for ordered in (True, False):
-                asked = (
-                    collector.ngram_observer(sampler.order)
-                    for collector in self.collectors
-                    if collector.ordered == ordered
-                )
-                observers = tuple(each for each in asked if each is not None)
-                drawn = sampler if draws and not ordered else None
-                if observers or drawn is not None:
-                    yield SamplingTask(
-                        hasher=sampler, sampler=drawn, observers=observers, ordered=ordered
-                    )
+                asked = (each.row_observer(entry.layer, order) for each in collectors)
+                if observers := tuple(each for each in asked if each is not None):
+                    yield RowTask(first_head=head, observers=observers)
+        for sampler, lock in zip(self.samplers, self._locks, strict=True):
+            seen = (each.ngram_observer(sampler.order) for each in collectors)
+            shown = tuple(each for each in seen if each is not None)
+            own = sampler if draw and not key_bits(self.layout, sampler.order) else None
+            if shown or own is not None:
+                yield SamplingTask(hasher=sampler, sampler=own, observers=shown, lock=lock)
+        yield from (CollectorTask(collector=each) for each in collectors)
 
 
 def buffer_bytes(layout: HashLayout, threads: int = 1) -> int:

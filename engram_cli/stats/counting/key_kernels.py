@@ -144,17 +144,16 @@ def choose_keys(words, places, bits, order, highest, hashes, chosen):  # type: i
 
 
 @kernel(
-    "int64(uint64[::1], uint16[::1], int64, uint64[::1], uint32[::1], int64, uint64, int64,"
-    " uint64[::1], int32[:, ::1], int64[::1])"
+    "int64(uint64[::1], uint64[::1], uint16[::1], int64, int64, uint64, int64, uint64[::1],"
+    " int32[:, ::1], int64[::1])"
 )
 def sample_keys(  # type: ignore[no-untyped-def]
-    words, places, bits, hashes, chosen, first, highest, limit, slots, tokens, entries
+    hashes, words, places, bits, first, highest, limit, slots, tokens, entries
 ):
-    """Count the n-grams first..C-1 of those chosen, with a hash of at most `highest`, as often as
-    they occurred.
+    """Count the n-grams first..n-1 whose hash is at most `highest` as often as they occurred.
 
-    `words`, `places`, `bits`, `hashes`, `chosen` [C]: as in `choose_keys`; the rest as in
-    `kernels.sample_ngrams`. Gives C, or the index to go on from when there are more than `limit`
+    `hashes`, `words`, `places` [n]: of n-grams that `choose_keys` chose; the rest as in
+    `kernels.sample_ngrams`. Gives n, or the index to go on from when there are more than `limit`
     entries.
     """
     order = tokens.shape[1]
@@ -165,12 +164,12 @@ def sample_keys(  # type: ignore[no-untyped-def]
         key = hashes[i]
         if key > highest:
             continue
-        at, index = find_slot(slots, key, mask), int64(chosen[i])
-        slots[at + uint64(1)] += words[index] & _TIMES
+        at = find_slot(slots, key, mask)
+        slots[at + uint64(1)] += words[i] & _TIMES
         if slots[at] == 0:
             slots[at] = key
-            high = words[index] >> _TIMES_SHIFT
-            low = uint64(places[index]) ^ place_mask(high)
+            high = words[i] >> _TIMES_SHIFT
+            low = uint64(places[i]) ^ place_mask(high)
             tokens[at >> uint64(1), order - 1] = int32((low | (high << _LOW_SHIFT)) & token)
             for lag in range(1, order):
                 own = (high >> uint64(lag * bits - LOW_BITS)) & token

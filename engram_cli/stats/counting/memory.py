@@ -38,18 +38,25 @@ class MemoryPlan:
 
 
 def plan_memory(
-    layout: HashLayout, sample_size: int, threads: int, *, text: bool, more: int = 0
+    layout: HashLayout,
+    sample_size: int,
+    threads: int,
+    *,
+    text: bool,
+    more: int = 0,
+    of_thread: int = 0,
 ) -> MemoryPlan:
     """Return what counting with `layout` takes, which does not depend on the size of the corpus.
 
-    `text`: the corpus must be tokenised. `more`: what collectors take.
+    `text`: the corpus must be tokenised. `more`: what collectors take,
+    `of_thread`: those of each thread.
     """
-    counting = buffer_bytes(layout, min(threads, MOST_THREADS))
+    lanes = min(threads, MOST_THREADS)
     return MemoryPlan(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
         more=more,
-        buffers=base_bytes(text=text) + counting,
+        buffers=base_bytes(text=text) + buffer_bytes(layout, lanes) + lanes * of_thread,
     )
 
 

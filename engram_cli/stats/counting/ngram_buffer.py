@@ -20,7 +20,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.registry import LazyModule
 from engram_cli.stats.counting import KEY_BITS, LOW_BITS, SLOT_BITS, TILE
 from engram_cli.stats.counting.jobs import Job, JobQueue
-from engram_cli.stats.sampling.distinct import Sampler
+from engram_cli.stats.sampling.distinct import Chosen, Sampler
 
 kernels = LazyModule("engram_cli.stats.counting.hit_kernels")
 key_kernels = LazyModule("engram_cli.stats.counting.key_kernels")
@@ -35,6 +35,7 @@ LIST_ITEMS = 2**17  # n-grams of a list, 1.4 MB: a thread hands it over after ab
 # thread: with two, twice as many bytes count 1 % faster at V4.1, without page faults.
 LEAST_ITEMS, MOST_ITEMS = 2**19, 2**22
 THREAD_BYTES = 3 * 2**23
+_MOST_CHOSEN, _CHOSEN_BYTES = 2**14, 18  # n-grams of a list that are sampled later
 _ITEM_BYTES, _MIX_BYTES = 11, 8  # word, place and occurrences; a mix for each layer but the last
 _SLOT_BYTES = 8 << SLOT_BITS
 
@@ -72,6 +73,7 @@ class NgramList:
         # The mixes of the last layer take the place of the words.
         self.mixes = (*(np.empty(items, dtype=np.uint64) for _ in range(layers - 1)), self.words)
         self.used = np.zeros(1, dtype=np.int64)
+        self.chosen: Chosen | None = None  # n-grams that are still to be sampled
 
     def __len__(self) -> int:
         return int(self.used[0])
@@ -114,11 +116,15 @@ class NgramCounter:
         return NgramTable(self)
 
     def prepare(self, filled: NgramList, scratch: NDArray[np.uint32]) -> None:
-        """Sample the n-grams of a list, and find their mixes: all that one thread can do alone."""
+        """Choose the n-grams of a list that may be sampled, and find the mixes of all."""
         count = len(filled)
         words, places = filled.words[:count], filled.places[:count]
         if self._sampler is not None:
-            self._sampler.push_keys(words, places, self.bits, scratch)
+            chosen = self._sampler.choose_keys(words, places, self.bits, scratch)
+            if len(chosen[0]) > _MOST_CHOSEN:  # the corpus has only begun
+                self._sampler.push_keys(chosen, self.bits)
+            else:
+                filled.chosen = chosen
         for multipliers, mixes in zip(self.multipliers, filled.mixes, strict=True):
             own = mixes[:count]
             key_kernels.key_mixes(words, places, multipliers, self.bits, own, filled.times[:count])
@@ -149,7 +155,11 @@ class NgramCounter:
             return ()
         self._counted = self._full[: self._together]
         del self._full[: self._together]
-        found = [_CountJob(self, each, column) for each in self.layers for column in each.indices]
+        found: list[Job] = [
+            _CountJob(self, each, column) for each in self.layers for column in each.indices
+        ]
+        if self._sampler is not None:
+            found.append(_SampleJob(self))
         self._running = len(found)
         return found
 
@@ -159,10 +169,16 @@ class NgramCounter:
         if self._running:
             return ()
         for each in self._counted:
-            each.used[0] = 0
+            each.used[0], each.chosen = 0, None
         self._free += self._counted
         self._counted = []
         return self.jobs(self._together)
+
+    def sample(self) -> None:
+        """Sample the n-grams of the lists at hand that were chosen."""
+        for each in self._counted:
+            if each.chosen is not None and self._sampler is not None:
+                self._sampler.push_keys(each.chosen, self.bits)
 
     def count(self, layer: Columns, column: int, scratch: NDArray[np.uint32]) -> None:
         """Add the n-grams of the lists at hand to the counters of a column."""
@@ -197,6 +213,21 @@ class _CountJob(Job):
     def run(self, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
         """Count them."""
         self.counter.count(self.layer, self.column, scratch)
+
+    def done(self) -> Sequence[Job]:
+        """Return what can be counted next."""
+        return self.counter.one_done()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SampleJob(Job):
+    """Samples the lists at hand of a counter, so that no thread waits for another to do so."""
+
+    counter: NgramCounter
+
+    def run(self, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
+        """Sample them."""
+        self.counter.sample()
 
     def done(self) -> Sequence[Job]:
         """Return what can be counted next."""
@@ -316,6 +347,7 @@ def list_bytes(layout: HashLayout) -> int:
         shared = key_bits(layout, order) > 0
         mixes = _MIX_BYTES * (layers - 1) if shared else 0
         total += LIST_ITEMS * ((1 if shared else layers) * _ITEM_BYTES + mixes)
+        total += _MOST_CHOSEN * _CHOSEN_BYTES if shared else 0
     return total
 
 

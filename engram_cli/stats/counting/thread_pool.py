@@ -94,6 +94,7 @@ class ThreadPool:
         self._wait(lambda: not self._queue.busy)
         while self._counter.count_rest():
             self._wait(lambda: not self._queue.busy)
+        self._counter.settle()
 
     def __exit__(
         self,

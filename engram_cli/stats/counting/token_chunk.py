@@ -137,7 +137,7 @@ class SegmentSplitter:
     ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         if name != self._file:
             self._begin(name)
-        begins = np.flatnonzero(starts)
+        begins = places_of(starts)
         carried = int(not starts[0])  # the first segment continues a document
         if carried:
             begins = np.concatenate([[0], begins])
@@ -156,6 +156,14 @@ class SegmentSplitter:
         documents = scrambled(self._key ^ (numbers.astype(np.uint64) * _DOCUMENT))
         keys = scrambled(documents[which] + piece.astype(np.uint64))
         return at + begins[which] + offset, keys
+
+
+def places_of(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return where bool[T] is true, ascending: 8 at a time, for few are."""
+    whole = len(mask) & ~7
+    eights = np.flatnonzero(np.ascontiguousarray(mask[:whole]).view(np.uint64))
+    places = (8 * eights[:, None] + np.arange(8)).reshape(-1)
+    return np.concatenate([places[mask[places]], whole + np.flatnonzero(mask[whole:])])
 
 
 def scrambled(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

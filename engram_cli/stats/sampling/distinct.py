@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from threading import Lock
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ key_kernels = LazyModule("engram_cli.stats.counting.key_kernels")
 DEFAULT_SAMPLE = 2**18
 LEAST_SAMPLE, MOST_SAMPLE = 16, 2**23
 EVERYTHING = 2**64  # the threshold below which every hash lies
+Chosen: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint16]]
+"""The hashes, words and places of some n-grams."""
 _BIN_BITS = 12  # a threshold is looked for among few hashes: 1.5 ms for 393,216, and 5 among all
 
 
@@ -169,30 +172,35 @@ class Sampler:
             if self._entries[0] > self._limit:
                 self._lower()
 
-    def push_keys(
+    def choose_keys(
         self,
         words: NDArray[np.uint64],
         places: NDArray[np.uint16],
         bits: int,
         scratch: NDArray[np.uint32],
-    ) -> None:
-        """Count n-grams [n] as often as they occurred; see `key_kernels`. `scratch`: 3 n or more.
+    ) -> Chosen:
+        """Return those of some n-grams [n] that the sample may hold; see `key_kernels`.
 
-        Several threads may do so at a time: only few n-grams must wait for each other.
+        `scratch`: 3 n or more. Any thread may do so while another pushes: the threshold only falls.
         """
         count = len(words)
         hashes, chosen = scratch[: 2 * count].view(np.uint64), scratch[2 * count : 3 * count]
-        highest = np.uint64(self._threshold - 1)  # which may be lower when they are counted
+        highest = np.uint64(self._threshold - 1)
         found = key_kernels.choose_keys(words, places, bits, self.order, highest, hashes, chosen)
+        which = chosen[:found]
+        return hashes[:found].copy(), words[which], places[which]
+
+    def push_keys(self, chosen: Chosen, bits: int) -> None:
+        """Count n-grams that `choose_keys` gave as often as they occurred, one thread at a time."""
+        hashes, words, places = chosen
         done = 0
         with self._lock:
-            while done < found:
+            while done < len(hashes):
                 done = key_kernels.sample_keys(
+                    hashes,
                     words,
                     places,
                     bits,
-                    hashes[:found],
-                    chosen[:found],
                     done,
                     np.uint64(self._threshold - 1),
                     self._limit,

@@ -121,6 +121,19 @@ class ArrivalSampler:
 
     def push_ngrams(self, hashes: NDArray[np.uint64], chunk: TokenChunk) -> None:
         """Note the arrivals of the n-grams at every position of a chunk, by their hashes."""
+        self._push(hashes, chunk.segments.begins, chunk.segments.keys)
+
+    def absorb(self, other: ArrivalSampler) -> None:
+        """Add what another has found: each of its n-grams, as if it were a segment."""
+        if other._threshold < self._threshold:
+            self._drop(other._threshold)
+        slots = other._slots.reshape(-1, 2)
+        hashes, arrivals = slots[slots[:, 0] > 0].T.copy()
+        self._push(hashes, np.arange(len(hashes)), arrivals)
+
+    def _push(
+        self, hashes: NDArray[np.uint64], begins: NDArray[np.int64], keys: NDArray[np.uint64]
+    ) -> None:
         done = 0
         while done < len(hashes):
             done = kernels.sample_arrivals(
@@ -128,15 +141,19 @@ class ArrivalSampler:
                 done,
                 np.uint64(self._threshold - 1),
                 self._limit,
-                chunk.segments.begins,
-                chunk.segments.keys,
+                begins,
+                keys,
                 self._slots,
                 self._entries,
             )
             if self._entries[0] > self._limit:
-                self._threshold = next_threshold(self._slots, self._threshold, self._size)
-                threshold = np.uint64(self._threshold)
-                self._entries[0] = _sampling_kernels.drop_from(self._slots, _NO_TOKENS, threshold)
+                self._drop(next_threshold(self._slots, self._threshold, self._size))
+
+    def _drop(self, threshold: int) -> None:
+        """Lower the threshold, and drop what is not below it."""
+        self._threshold = threshold
+        left = _sampling_kernels.drop_from(self._slots, _NO_TOKENS, np.uint64(threshold))
+        self._entries[0] = left
 
     def sample(self) -> NgramArrivals:
         """Return the n-grams and their least arrivals."""
@@ -248,6 +265,7 @@ class Growth(Collector):
 
     name = "growth"
     ordered = False
+    replicated = True  # 16 threads that waited for one of them took twice the time
 
     def __init__(self, layout: HashLayout, size: int = DEFAULT_SIZE) -> None:
         """Follow `size` n-grams of each order."""
@@ -268,6 +286,18 @@ class Growth(Collector):
         segments = chunk.segments
         lengths = np.diff(segments.begins, append=len(chunk))
         np.add.at(self._tokens, (segments.keys >> _BIN_SHIFT).astype(np.int64), lengths)
+
+    def another(self) -> Growth:
+        """Return one for another thread."""
+        return Growth(self._layout, self._size)
+
+    def absorb(self, other: Growth) -> None:
+        """Add what another has found."""
+        self._tokens += other._tokens
+        for order, sampler in self._samplers.items():
+            sampler.absorb(other._samplers[order])
+        for key, rows in self._rows.items():
+            np.minimum(rows.arrivals, other._rows[key].arrivals, out=rows.arrivals)
 
     def ngram_observer(self, order: int) -> ArrivalSampler:
         """Return the observer of an order; all are followed."""
