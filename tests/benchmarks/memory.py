@@ -87,7 +87,14 @@ def run(folder: Path, scheme: str, encoder: str) -> dict[str, Any]:
     counted = json.loads((folder / "engram-stats" / "stats.json").read_bytes())["tokens"]
     layout = Geometry(scheme=scheme, layers=(1,)).resolve(folder / "engram-vocab.parquet")
     threads = os.cpu_count() or 1
-    plan = plan_memory(layout, DEFAULT_SAMPLE, threads, text=True, more=Growth(layout).memory)
+    plan = plan_memory(
+        layout,
+        DEFAULT_SAMPLE,
+        threads,
+        text=True,
+        more=Growth(layout).memory,
+        of_thread=Growth(layout).memory,
+    )
     used = ENCODER.search(said)
     return {
         "benchmark": "memory",

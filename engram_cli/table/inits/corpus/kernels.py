@@ -96,6 +96,15 @@ def split(pairs, shift, places, out):  # type: ignore[no-untyped-def]
         prefetch(out, min(2 * place + LINE, out.size - 1))
 
 
+@kernel("int64(int64)")
+def slot_bits(size):  # type: ignore[no-untyped-def]
+    """How many bits the number of a slot has where so many pairs are united."""
+    bits = int64(4)
+    while int64(1) << bits <= size * 3 // 2:
+        bits += 1
+    return bits
+
+
 @kernel("int64(uint64[::1], uint64[::1], int64, uint64[::1])")
 def unite(pairs, slots, shift, out):  # type: ignore[no-untyped-def]
     """Add up the counts of equal pairs [2 * n] in `slots` [2 * S], all free before and after.
@@ -128,6 +137,16 @@ def unite(pairs, slots, shift, out):  # type: ignore[no-untyped-def]
             slots[2 * slot + 1] = 0
             found += 1
     return found
+
+
+@kernel("void(uint64[::1], int64[::1], int64[::1], uint64[::1], int64[::1])")
+def unite_parts(pairs, begins, sizes, slots, united):  # type: ignore[no-untyped-def]
+    """Unite each part of `pairs` in its place: `begins`, `sizes` [P] count pairs, `united` [P] how
+    many are left. `slots`: enough for the largest of them, all free."""
+    for part in range(begins.size):
+        bits = slot_bits(sizes[part])
+        own = pairs[2 * begins[part] : 2 * (begins[part] + sizes[part])]
+        united[part] = unite(own, slots[: 2 << bits], 64 - bits, own)
 
 
 @kernel("void(uint64[::1], uint64[::1])")

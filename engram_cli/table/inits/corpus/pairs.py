@@ -33,7 +33,7 @@ _LEAST_SLOTS = 4
 # are no longer in the L2 cache: 18 and 20 ns a token instead of 6 and 12.
 _TABLE_BITS = 15
 _WHOLE = 2**24  # pairs of the largest blocks: 268 MB; 63 M pairs at once unite 8 % further
-_SHARES = 4  # of the parts of a block, for each thread
+_SHARES = 4  # of the parts of a block that are united by one call, for each thread
 _UNITERS = 2  # one block is written while threads unite the next one
 _LEAST = 2**16
 
@@ -230,16 +230,16 @@ class _Uniter:
         self._own = local()
 
     def united(
-        self, reader: _Reader, spans: list[Span], pool: ThreadPoolExecutor
+        self, reader: _Reader, steps: list[Span], pool: ThreadPoolExecutor
     ) -> Iterator[NDArray[np.uint64]]:
-        """Yield the pairs of the spans in parts by hash, each of which fits in the L2 cache.
+        """Yield the pairs of the steps in parts by hash, each of which fits in the L2 cache.
 
         A part is valid until the next call.
         """
         threads, shift = range(self._threads), 64 - PARTS_BITS
 
         def combine(thread: int) -> NDArray[np.uint64]:
-            return self._combined(reader, spans[thread :: self._threads], thread)
+            return self._combined(reader, steps[thread :: self._threads], thread)
 
         def split(thread: int) -> None:
             kernels.split(lists[thread], shift, places[thread], self._out)
@@ -255,10 +255,9 @@ class _Uniter:
         begins = np.cumsum(whole) - whole
         places = begins + np.cumsum(sizes, axis=0) - sizes
         list(pool.map(split, threads))
-        ends = list(zip(begins.tolist(), whole.tolist(), strict=True))
-        share = -(-len(ends) // (_SHARES * self._threads))  # a task for each part took 40 us of it
-        shares = [ends[at : at + share] for at in range(0, len(ends), share)]
-        for found in pool.map(lambda own: [self._unite(*each) for each in own], shares):
+        share = -(-len(begins) // (_SHARES * self._threads))
+        spans = [(at, min(at + share, len(begins))) for at in range(0, len(begins), share)]
+        for found in pool.map(lambda span: self._unite(begins, whole, *span), spans):
             yield from found
 
     def _combined(self, reader: _Reader, spans: list[Span], thread: int) -> NDArray[np.uint64]:
@@ -269,10 +268,18 @@ class _Uniter:
                 used = kernels.combine(mix, tokens, slots, 64 - self._bits, out, used)
         return out[: 2 * kernels.drain(slots, out, used)]
 
-    def _unite(self, begin: int, size: int) -> NDArray[np.uint64]:
-        bits = max(int(size * 3 // 2).bit_length(), _LEAST_SLOTS)
+    def _unite(
+        self, begins: NDArray[np.int64], sizes: NDArray[np.int64], first: int, last: int
+    ) -> list[NDArray[np.uint64]]:
+        """Return the pairs of the parts first..last-1; a call for each took half the time."""
+        begins, sizes = begins[first:last], sizes[first:last]
+        bits = kernels.slot_bits(int(sizes.max()))
         slots = getattr(self._own, "slots", None)
         if slots is None or len(slots) < 2 << bits:
             slots = self._own.slots = np.zeros(2 << bits, dtype=np.uint64)
-        part = self._out[2 * begin : 2 * (begin + size)]
-        return part[: 2 * kernels.unite(part, slots[: 2 << bits], 64 - bits, part)]
+        united = np.empty(len(begins), dtype=np.int64)
+        kernels.unite_parts(self._out, begins, sizes, slots, united)
+        return [
+            self._out[2 * begin : 2 * (begin + count)]
+            for begin, count in zip(begins.tolist(), united.tolist(), strict=True)
+        ]
