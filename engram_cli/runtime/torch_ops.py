@@ -175,7 +175,9 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 def _table_gradients(ctx: Any, rows: Tensor, gradient: Tensor) -> list[Tensor | None]:
     return [
         torch_ops_rows.gradient(own, of, shape, dtype, ctx.gradients) if wanted else None
-        for (shape, dtype, wanted), of, own in zip(ctx.tables, rows, gradient, strict=True)
+        for (shape, dtype, wanted), of, own in zip(
+            ctx.tables, rows.unbind(), gradient.unbind(), strict=True
+        )
     ]
 
 

@@ -64,6 +64,20 @@ def test_integers_decode_e4m3_as_the_hardware_does() -> None:
     assert same_bits(*both)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["float32", "fp8 + e8m0"])
+def test_look_ups_that_come_again(kind: str, form: str) -> None:
+    hashed = the_hash("deepseek-v4.1", CUDA)
+    ids, back = FORMS[form](CUDA)
+    for turn in range(3):
+        tables = [a_table(kind, height, 64, CUDA) for height in hashed.heights]
+        other = (ids + turn) % 20
+        found = ops.look_up(hashed, other, tables, back)
+        assert same_bits(found, lookup_reference.look_up(hashed, other, tables, back))
+        expected = lookup_reference.find_rows(hashed, other, back)
+        assert torch.equal(ops.find_rows(hashed, other, back), expected)
+
+
 def test_a_graph_replays_on_new_ids_and_histories() -> None:
     hashed = the_hash("deepseek-v4.1", CUDA)
     tables = [a_table("fp8 + e8m0", height, 64, CUDA) for height in hashed.heights]

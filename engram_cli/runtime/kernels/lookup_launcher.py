@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache, lru_cache
 from math import gcd
 from typing import Any, NamedTuple
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime.kernels.lookup import lookup_kernel
-from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import Repeated, parts_of, power_of_two
 from engram_cli.runtime.lookup_reference import LookBack
+
+_LOOK_UPS = Repeated(lookup_kernel)
+_LOCAL = (None,) * 6 + (0,)
 
 
 class Hash(NamedTuple):
@@ -100,6 +103,12 @@ def look_up(
     first = tables[0]
     dim, itemsize = first.shape[1], first.element_size()
     out = torch.empty((layers, *ids.shape, columns * dim), dtype=dtype, device=ids.device)
+    known = None
+    if plan is None and bits is None and shards is None:
+        given = _tensors(hashed, ids, out, tables, scales or tables, back, rows)
+        known = (kind, commit, hashed[3:], ids.device, *map(_seen, given))
+        if _LOOK_UPS.again(known, *given):
+            return out
     block = min(power_of_two(dim), 1024)
     fp8 = kind in ("grouped", "scaled")
     if bits is None:
@@ -132,7 +141,7 @@ def look_up(
             "SCALE_ITEM": scales[0].element_size(),
             "ALIGNED": gcd(16, row_bytes, *shards.addresses[: layers * shards.world]),
         }
-    _launch(hashed, ids, out, tables, scales, back, commit, plan, constants, shards, rows)
+    _launch(hashed, ids, out, tables, scales, back, commit, plan, constants, shards, rows, known)
     return out
 
 
@@ -140,12 +149,43 @@ def find_rows(hashed: Hash, ids: Tensor, back: LookBack) -> Tensor:
     """Return the row numbers alone, int64[L, *ids.shape, C]."""
     layers, columns = hashed.columns.shape[:2]
     out = torch.empty((layers, *ids.shape, columns), dtype=torch.int64, device=ids.device)
+    nothing = (ids,) * layers
+    given = _tensors(hashed, ids, out, nothing, nothing, back, None)
+    known = ("rows", hashed[3:], ids.device, *map(_seen, given))
+    if _LOOK_UPS.again(known, *given):
+        return out
     constants = {"DIM": 1, "TABLE_STRIDE": 1, "SCALE_STRIDE": 1, "KIND": "rows", "BITS": False}
     constants |= {"VECTOR": 1, "BLOCK_D": 1, "CHUNKS": 1}
-    nothing = (ids,) * layers
     plan = choose_plan(out.numel(), columns, 32)
-    _launch(hashed, ids, out, nothing, nothing, back, False, plan, constants)
+    _launch(hashed, ids, out, nothing, nothing, back, False, plan, constants, known=known)
     return out
+
+
+def _tensors(
+    hashed: Hash,
+    ids: Tensor,
+    out: Tensor,
+    tables: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    back: LookBack,
+    rows: Tensor | None,
+    placed: tuple[Any, ...] = _LOCAL,
+) -> tuple[Any, ...]:
+    """Return the first arguments of the kernel, to `found_rows`."""
+    limits = (back.dead, back.ages, back.bounds, back.history, back.slots, back.positions)
+    return (
+        *(out, ids, hashed.lookup, hashed.multipliers, hashed.columns),
+        *(tuple(tables), tuple(scales), *placed),
+        *(None if limit is None else limit.contiguous() for limit in limits),
+        rows,
+    )
+
+
+def _seen(given: Any) -> Any:
+    """Return all that Triton, and the numbers of a launch, can depend on."""
+    if isinstance(given, Tensor):
+        return given.dtype, given.shape, given.stride(), given.data_ptr() % 16
+    return tuple(map(_seen, given)) if isinstance(given, tuple) else given
 
 
 def _launch(
@@ -160,19 +200,16 @@ def _launch(
     constants: dict[str, Any],
     shards: Shards | None = None,
     rows: Tensor | None = None,
+    known: Hashable = None,
 ) -> None:
     count, bounds = ids.numel(), back.bounds
     layers, columns = hashed.columns.shape[:2]
     sequences = len(ids) if bounds is None else len(bounds) - 1
-    limits = (back.dead, back.ages, bounds, back.history, back.slots, back.positions)
-    launch(
-        lookup_kernel,
+    placed = _LOCAL if shards is None else _placed(shards)
+    _LOOK_UPS.launch(
+        known,
         (parts_of(columns, plan.columns) * parts_of(count, plan.tokens), layers),
-        *(out, ids, hashed.lookup, hashed.multipliers, hashed.columns),
-        *(tuple(tables), tuple(scales)),
-        *(_LOCAL if shards is None else _placed(shards)),
-        *(None if limit is None else limit.contiguous() for limit in limits),
-        rows,
+        _tensors(hashed, ids, out, tables, scales, back, rows, placed),
         *(count, ids.shape[1] if bounds is None else 0, sequences, sequences.bit_length()),
         *(ids.stride(0) if bounds is None else 0, ids.stride(-1), len(hashed.lookup)),
         *(hashed.filler, hashed.eos if hashed.eos >= 0 else None),
@@ -191,7 +228,6 @@ def _launch(
     )
 
 
-_LOCAL = (None,) * 6 + (0,)
 _UNSHARDED = {"SHARDS": 0, "SCALES_HERE": True, "ITEM": 1, "SCALE_ITEM": 1, "ALIGNED": 1}
 
 

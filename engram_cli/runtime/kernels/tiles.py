@@ -6,11 +6,14 @@ is None: Triton compiles a kernel for its absence.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+
+_KEPT = 256  # launches of a kernel that are known
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -20,6 +23,51 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     """
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **constants)
+
+
+class Repeated:
+    """Launches of one kernel that come again: Triton looks at all arguments the first time only.
+
+    `kernel[grid](...)` inspects each argument to choose among the versions that it has compiled.
+    What it returns is that version, which is launched as it is the next time.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._known: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
+
+    def again(self, key: Hashable, *tensors: Any) -> bool:
+        """Launch what `launch` did under this key, of other tensors; return False if it did not."""
+        known = self._known.get(key)
+        if known is None:
+            return False
+        run, last = known
+        with torch.cuda.device_of(tensors[0]):
+            run(*tensors, *last)
+        return True
+
+    def launch(
+        self,
+        key: Hashable,
+        grid: tuple[int, ...],
+        tensors: tuple[Any, ...],
+        *numbers: Any,
+        **constants: Any,
+    ) -> None:
+        """Launch as `launch` does; under a key, what comes again needs `again` only.
+
+        `key` decides everything but the tensors, and what Triton chooses by of these: their device
+        and dtype, and whether 16 divides their addresses.
+        """
+        with torch.cuda.device_of(tensors[0]):
+            version = self._kernel[grid](*tensors, *numbers, **constants)
+        if key is None or version is None:  # Triton's interpreter has no versions
+            return
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        names = self._kernel.arg_names[len(tensors) + len(numbers) :]
+        last = (*numbers, *(constants[name] for name in names))
+        self._known[key] = version[(*grid, 1, 1)[:3]], last
 
 
 class Tile(NamedTuple):
