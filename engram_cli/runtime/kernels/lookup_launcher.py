@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime.kernels.lookup import lookup_kernel
-from engram_cli.runtime.kernels.tiles import Repeated, parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import Repeated, parts_of, power_of_two, seen
 from engram_cli.runtime.lookup_reference import LookBack
 
 _LOOK_UPS = Repeated(lookup_kernel)
@@ -106,7 +106,7 @@ def look_up(
     known = None
     if plan is None and bits is None and shards is None:
         given = _tensors(hashed, ids, out, tables, scales or tables, back, rows)
-        known = (kind, commit, hashed[3:], ids.device, *map(_seen, given))
+        known = (kind, commit, hashed[3:], ids.device, *map(seen, given))
         if _LOOK_UPS.again(known, *given):
             return out
     block = min(power_of_two(dim), 1024)
@@ -151,7 +151,7 @@ def find_rows(hashed: Hash, ids: Tensor, back: LookBack) -> Tensor:
     out = torch.empty((layers, *ids.shape, columns), dtype=torch.int64, device=ids.device)
     nothing = (ids,) * layers
     given = _tensors(hashed, ids, out, nothing, nothing, back, None)
-    known = ("rows", hashed[3:], ids.device, *map(_seen, given))
+    known = ("rows", hashed[3:], ids.device, *map(seen, given))
     if _LOOK_UPS.again(known, *given):
         return out
     constants = {"DIM": 1, "TABLE_STRIDE": 1, "SCALE_STRIDE": 1, "KIND": "rows", "BITS": False}
@@ -179,13 +179,6 @@ def _tensors(
         *(None if limit is None else limit.contiguous() for limit in limits),
         rows,
     )
-
-
-def _seen(given: Any) -> Any:
-    """Return all that Triton, and the numbers of a launch, can depend on."""
-    if isinstance(given, Tensor):
-        return given.dtype, given.shape, given.stride(), given.data_ptr() % 16
-    return tuple(map(_seen, given)) if isinstance(given, tuple) else given
 
 
 def _launch(

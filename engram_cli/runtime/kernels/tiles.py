@@ -70,6 +70,16 @@ class Repeated:
         self._known[key] = version[(*grid, 1, 1)[:3]], last
 
 
+def seen(given: Any) -> Any:
+    """Return what Triton can choose by in an argument, for the key of a `Repeated`, and its size.
+
+    A tensor's shape and strides decide the numbers and constants of a launch.
+    """
+    if isinstance(given, torch.Tensor):
+        return given.dtype, given.shape, given.stride(), given.data_ptr() % 16
+    return tuple(map(seen, given)) if isinstance(given, tuple) else given
+
+
 class Tile(NamedTuple):
     """Says how many tokens and columns a program computes at a time, and with how many warps.
 
