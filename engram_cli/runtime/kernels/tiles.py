@@ -6,7 +6,7 @@ is None: Triton compiles a kernel for its absence.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -34,17 +34,11 @@ class Repeated:
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
-        self._known: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
+        self._known: dict[Hashable, Callable[..., None]] = {}
 
-    def again(self, key: Hashable, *tensors: Any) -> bool:
-        """Launch what `launch` did under this key, of other tensors; return False if it did not."""
-        known = self._known.get(key)
-        if known is None:
-            return False
-        run, last = known
-        with torch.cuda.device_of(tensors[0]):
-            run(*tensors, *last)
-        return True
+    def find(self, key: Hashable) -> Callable[..., None] | None:
+        """Return what launches again, of other tensors, as `launch` did under this key."""
+        return self._known.get(key)
 
     def launch(
         self,
@@ -54,7 +48,7 @@ class Repeated:
         *numbers: Any,
         **constants: Any,
     ) -> None:
-        """Launch as `launch` does; under a key, what comes again needs `again` only.
+        """Launch as `launch` does; `find` has it then, unless `key` is None.
 
         `key` decides everything but the tensors, and what Triton chooses by of these: their device
         and dtype, and whether 16 divides their addresses.
@@ -66,15 +60,18 @@ class Repeated:
         if len(self._known) >= _KEPT:
             self._known.clear()
         names = self._kernel.arg_names[len(tensors) + len(numbers) :]
-        last = (*numbers, *(constants[name] for name in names))
-        self._known[key] = version[(*grid, 1, 1)[:3]], last
+        rest = (*numbers, *(constants[name] for name in names))
+        run = version[(*grid, 1, 1)[:3]]
+
+        def again(*tensors: Any) -> None:
+            with torch.cuda.device_of(tensors[0]):
+                run(*tensors, *rest)
+
+        self._known[key] = again
 
 
 def seen(given: Any) -> Any:
-    """Return what Triton can choose by in an argument, for the key of a `Repeated`, and its size.
-
-    A tensor's shape and strides decide the numbers and constants of a launch.
-    """
+    """Return all of an argument but its values and its device, for the key of a `Repeated`."""
     if isinstance(given, torch.Tensor):
         return given.dtype, given.shape, given.stride(), given.data_ptr() % 16
     return tuple(map(seen, given)) if isinstance(given, tuple) else given

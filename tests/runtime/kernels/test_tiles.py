@@ -61,10 +61,12 @@ class Versions(Kernel):
 def test_a_launch_that_comes_again_is_one_of_the_version_that_was_chosen() -> None:
     kernel, (out, first, second) = Versions(), torch.zeros(3, 4)
     launches = tiles.Repeated(kernel)
-    assert not launches.again("key", out, first)
+    assert launches.find("key") is None
     launches.launch("key", (3, 2), (out, first), 7, WIDTH=1, BLOCK=8, num_warps=4)
-    assert not launches.again("other key", out, second)
-    assert launches.again("key", out, second)
+    assert launches.find("other key") is None
+    again = launches.find("key")
+    assert again is not None
+    again(out, second)
     assert kernel.launches == [
         ((3, 2), (out, first, 7), {"WIDTH": 1, "BLOCK": 8, "num_warps": 4}),
         ((3, 2, 1), (out, second, 7, 8, 1), {}),
@@ -75,8 +77,8 @@ def test_what_was_interpreted_or_has_no_key_does_not_come_again() -> None:
     launches, tensor = tiles.Repeated(Versions()), torch.zeros(4)
     launches.launch("key", (1,), (tensor, tensor), 7, BLOCK=8, WIDTH=1, interpreted=True)
     launches.launch(None, (1,), (tensor, tensor), 7, BLOCK=8, WIDTH=1)
-    assert not launches.again("key", tensor, tensor)
-    assert not launches.again(None, tensor, tensor)
+    assert launches.find("key") is None
+    assert launches.find(None) is None
 
 
 def test_launches_beyond_those_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,4 +86,4 @@ def test_launches_beyond_those_that_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     launches, tensor = tiles.Repeated(Versions()), torch.zeros(4)
     for key in "abc":
         launches.launch(key, (1,), (tensor, tensor), 7, BLOCK=8, WIDTH=1)
-    assert [launches.again(key, tensor, tensor) for key in "abc"] == [False, False, True]
+    assert [launches.find(key) is not None for key in "abc"] == [False, False, True]
