@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from engram_cli.version import __version__
+from engram_cli.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from engram_cli.commands.attach.command import AttachResult as AttachResult
@@ -42,17 +42,17 @@ if TYPE_CHECKING:
     from engram_cli.commands.merge_stats import MergeStatsRequest as MergeStatsRequest
     from engram_cli.commands.merge_stats import MergeStatsResult as MergeStatsResult
     from engram_cli.commands.merge_stats import merge_stats as merge_stats
-    from engram_cli.commands.patch.command import ApplyPatchResult as ApplyPatchResult
-    from engram_cli.commands.patch.command import ListPatchesResult as ListPatchesResult
-    from engram_cli.commands.patch.command import PatchInfo as PatchInfo
-    from engram_cli.commands.patch.command import ShowPatchResult as ShowPatchResult
-    from engram_cli.commands.patch.command import StackPatchesResult as StackPatchesResult
-    from engram_cli.commands.patch.command import UndoPatchResult as UndoPatchResult
     from engram_cli.commands.patch.command import apply_patches as apply_patches
     from engram_cli.commands.patch.command import list_patches as list_patches
     from engram_cli.commands.patch.command import show_patch as show_patch
     from engram_cli.commands.patch.command import stack_patches as stack_patches
     from engram_cli.commands.patch.command import undo_patch as undo_patch
+    from engram_cli.commands.patch.result import ApplyPatchResult as ApplyPatchResult
+    from engram_cli.commands.patch.result import ListPatchesResult as ListPatchesResult
+    from engram_cli.commands.patch.result import PatchInfo as PatchInfo
+    from engram_cli.commands.patch.result import ShowPatchResult as ShowPatchResult
+    from engram_cli.commands.patch.result import StackPatchesResult as StackPatchesResult
+    from engram_cli.commands.patch.result import UndoPatchResult as UndoPatchResult
     from engram_cli.commands.patch_make.command import make_patch_of_facts as make_patch_of_facts
     from engram_cli.commands.patch_make.result import PatchMakeResult as PatchMakeResult
     from engram_cli.commands.plan.command import PlanResult as PlanResult
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.probe import probe as probe
     from engram_cli.commands.report import ReportResult as ReportResult
     from engram_cli.commands.report import write_report as write_report
+    from engram_cli.commands.requests.convert import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.corpus import CompressVocabRequest as CompressVocabRequest
     from engram_cli.commands.requests.corpus import FillRequest as FillRequest
     from engram_cli.commands.requests.corpus import HashStatsRequest as HashStatsRequest
@@ -86,7 +87,6 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.reading import VerifyRequest as VerifyRequest
     from engram_cli.commands.requests.tables import AttachRequest as AttachRequest
     from engram_cli.commands.requests.tables import BuildTableRequest as BuildTableRequest
-    from engram_cli.commands.requests.tables import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.train import TrainRequest as TrainRequest
     from engram_cli.commands.requests.update import UpdateTableRequest as UpdateTableRequest
     from engram_cli.commands.requests.update_stats import UpdateStatsRequest as UpdateStatsRequest
@@ -96,8 +96,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.train.command import train as train
     from engram_cli.commands.update.command import update_table as update_table
     from engram_cli.commands.update.result import UpdateTableResult as UpdateTableResult
-    from engram_cli.commands.update_stats import UpdateStatsResult as UpdateStatsResult
-    from engram_cli.commands.update_stats import update_stats as update_stats
+    from engram_cli.commands.update_stats.command import UpdateStatsResult as UpdateStatsResult
+    from engram_cli.commands.update_stats.command import update_stats as update_stats
     from engram_cli.commands.verify.command import VerifyResult as VerifyResult
     from engram_cli.commands.verify.command import verify as verify
     from engram_cli.commands.workspace import Workspace as Workspace
@@ -139,264 +139,88 @@ if TYPE_CHECKING:
     from engram_cli.vocab.parquet import read_vocab as read_vocab
     from engram_cli.vocab.parquet import write_vocab as write_vocab
 
+# The public names by the module, below `engram_cli`, that defines them.
+_DEFINED_IN = {
+    "commands.attach.command": "AttachResult attach_checkpoint",
+    "commands.build_table": "BuildTableResult build_table",
+    "commands.compress_vocab": "CompressVocabResult run_compress_vocab",
+    "commands.convert.command": "ConvertResult convert_table",
+    "commands.convert.to": "WriteResult convert",
+    "commands.demo.command": "DemoResult run_demo",
+    "commands.diff.command": "diff",
+    "commands.diff.result": "DiffResult",
+    "commands.doctor.command": "DoctorResult doctor",
+    "commands.evaluate.command": "evaluate",
+    "commands.evaluate.result": "EvaluateResult",
+    "commands.geometry": "Geometry",
+    "commands.golden.command": "GoldenResult golden",
+    "commands.hash_stats": "HashStatsResult hash_stats",
+    "commands.inspect.command": "inspect",
+    "commands.inspect.result": "InspectResult",
+    "commands.lookup.command": "LookupResult lookup",
+    "commands.merge_stats": "MergeStatsRequest MergeStatsResult merge_stats",
+    "commands.patch.command": "apply_patches list_patches show_patch stack_patches undo_patch",
+    "commands.patch.result": (
+        "ApplyPatchResult ListPatchesResult PatchInfo ShowPatchResult StackPatchesResult "
+        "UndoPatchResult"
+    ),
+    "commands.patch_make.command": "make_patch_of_facts",
+    "commands.patch_make.result": "PatchMakeResult",
+    "commands.plan.command": "PlanResult plan",
+    "commands.probe": "ProbeResult probe",
+    "commands.report": "ReportResult write_report",
+    "commands.requests.convert": "ConvertRequest",
+    "commands.requests.corpus": "CompressVocabRequest FillRequest HashStatsRequest",
+    "commands.requests.diff": "DiffRequest",
+    "commands.requests.doctor": "DoctorRequest",
+    "commands.requests.evaluation": "EvaluateRequest",
+    "commands.requests.explore": "ExploreRequest",
+    "commands.requests.patch": (
+        "ApplyPatchRequest ListPatchesRequest ShowPatchRequest StackPatchesRequest UndoPatchRequest"
+    ),
+    "commands.requests.patch_make": "PatchMakeRequest",
+    "commands.requests.plan": "Budget PlanRequest",
+    "commands.requests.probe": "ProbeRequest",
+    "commands.requests.reading": (
+        "DemoRequest GoldenRequest InspectRequest LookupRequest ReportRequest TraceRequest "
+        "VerifyRequest"
+    ),
+    "commands.requests.tables": "AttachRequest BuildTableRequest",
+    "commands.requests.train": "TrainRequest",
+    "commands.requests.update": "UpdateTableRequest",
+    "commands.requests.update_stats": "UpdateStatsRequest",
+    "commands.trace": "TraceResult trace_text",
+    "commands.train.command": "TrainResult train",
+    "commands.update.command": "update_table",
+    "commands.update.result": "UpdateTableResult",
+    "commands.update_stats.command": "UpdateStatsResult update_stats",
+    "commands.verify.command": "VerifyResult verify",
+    "commands.workspace": "Workspace",
+    "errors": (
+        "ArtifactError CheckFailed CorpusError DependencyError EngineError EngramError "
+        "IncompleteError InputError LayoutError MismatchError OutputError RuntimeAttachError "
+        "SourceError TokenIdError UndecodableError VocabularyError"
+    ),
+    "hashing.hasher": "hash_tokens",
+    "hashing.layout": "HashLayout",
+    "hashing.schemes": "hash_layout",
+    "patches.making": "make_patch stored_patch",
+    "patches.patch": "LayerPatch Patch",
+    "patches.patch_file": "read_patch write_patch",
+    "progress": "Progress",
+    "runtime.attach": "attach detach",
+    "table.planning.placement": "Hardware",
+    "table.store": "TableStore open_table",
+    "training.callback": "EngramCallback",
+    "training.collator": "EngramCollator",
+    "vocab.compress": "CompressedVocab compress_vocab",
+    "vocab.parquet": "read_vocab write_vocab",
+}
 _HOMES = {
-    "ApplyPatchRequest": "engram_cli.commands.requests.patch",
-    "UndoPatchRequest": "engram_cli.commands.requests.patch",
-    "ListPatchesRequest": "engram_cli.commands.requests.patch",
-    "StackPatchesRequest": "engram_cli.commands.requests.patch",
-    "ShowPatchRequest": "engram_cli.commands.requests.patch",
-    "ApplyPatchResult": "engram_cli.commands.patch.command",
-    "UndoPatchResult": "engram_cli.commands.patch.command",
-    "ListPatchesResult": "engram_cli.commands.patch.command",
-    "StackPatchesResult": "engram_cli.commands.patch.command",
-    "ShowPatchResult": "engram_cli.commands.patch.command",
-    "PatchInfo": "engram_cli.commands.patch.command",
-    "apply_patches": "engram_cli.commands.patch.command",
-    "undo_patch": "engram_cli.commands.patch.command",
-    "list_patches": "engram_cli.commands.patch.command",
-    "stack_patches": "engram_cli.commands.patch.command",
-    "show_patch": "engram_cli.commands.patch.command",
-    "Patch": "engram_cli.patches.patch",
-    "LayerPatch": "engram_cli.patches.patch",
-    "read_patch": "engram_cli.patches.patch_file",
-    "write_patch": "engram_cli.patches.patch_file",
-    "make_patch": "engram_cli.patches.making",
-    "stored_patch": "engram_cli.patches.making",
-    "ArtifactError": "engram_cli.errors",
-    "AttachRequest": "engram_cli.commands.requests.tables",
-    "AttachResult": "engram_cli.commands.attach.command",
-    "Budget": "engram_cli.commands.requests.plan",
-    "BuildTableRequest": "engram_cli.commands.requests.tables",
-    "BuildTableResult": "engram_cli.commands.build_table",
-    "CheckFailed": "engram_cli.errors",
-    "CompressVocabRequest": "engram_cli.commands.requests.corpus",
-    "CompressVocabResult": "engram_cli.commands.compress_vocab",
-    "CompressedVocab": "engram_cli.vocab.compress",
-    "ConvertRequest": "engram_cli.commands.requests.tables",
-    "ConvertResult": "engram_cli.commands.convert.command",
-    "CorpusError": "engram_cli.errors",
-    "DemoRequest": "engram_cli.commands.requests.reading",
-    "DemoResult": "engram_cli.commands.demo.command",
-    "DiffRequest": "engram_cli.commands.requests.diff",
-    "DiffResult": "engram_cli.commands.diff.result",
-    "DependencyError": "engram_cli.errors",
-    "EngineError": "engram_cli.errors",
-    "EngramCallback": "engram_cli.training.callback",
-    "EngramCollator": "engram_cli.training.collator",
-    "EngramError": "engram_cli.errors",
-    "DoctorRequest": "engram_cli.commands.requests.doctor",
-    "DoctorResult": "engram_cli.commands.doctor.command",
-    "EvaluateRequest": "engram_cli.commands.requests.evaluation",
-    "EvaluateResult": "engram_cli.commands.evaluate.result",
-    "ExploreRequest": "engram_cli.commands.requests.explore",
-    "FillRequest": "engram_cli.commands.requests.corpus",
-    "Geometry": "engram_cli.commands.geometry",
-    "GoldenRequest": "engram_cli.commands.requests.reading",
-    "GoldenResult": "engram_cli.commands.golden.command",
-    "Hardware": "engram_cli.table.planning.placement",
-    "HashLayout": "engram_cli.hashing.layout",
-    "HashStatsRequest": "engram_cli.commands.requests.corpus",
-    "HashStatsResult": "engram_cli.commands.hash_stats",
-    "IncompleteError": "engram_cli.errors",
-    "InputError": "engram_cli.errors",
-    "InspectRequest": "engram_cli.commands.requests.reading",
-    "InspectResult": "engram_cli.commands.inspect.result",
-    "LayoutError": "engram_cli.errors",
-    "LookupRequest": "engram_cli.commands.requests.reading",
-    "LookupResult": "engram_cli.commands.lookup.command",
-    "MergeStatsRequest": "engram_cli.commands.merge_stats",
-    "MergeStatsResult": "engram_cli.commands.merge_stats",
-    "MismatchError": "engram_cli.errors",
-    "OutputError": "engram_cli.errors",
-    "PatchMakeRequest": "engram_cli.commands.requests.patch_make",
-    "PatchMakeResult": "engram_cli.commands.patch_make.result",
-    "PlanRequest": "engram_cli.commands.requests.plan",
-    "PlanResult": "engram_cli.commands.plan.command",
-    "ProbeRequest": "engram_cli.commands.requests.probe",
-    "ProbeResult": "engram_cli.commands.probe",
-    "Progress": "engram_cli.progress",
-    "ReportRequest": "engram_cli.commands.requests.reading",
-    "ReportResult": "engram_cli.commands.report",
-    "RuntimeAttachError": "engram_cli.errors",
-    "SourceError": "engram_cli.errors",
-    "TableStore": "engram_cli.table.store",
-    "TokenIdError": "engram_cli.errors",
-    "TraceRequest": "engram_cli.commands.requests.reading",
-    "TraceResult": "engram_cli.commands.trace",
-    "TrainRequest": "engram_cli.commands.requests.train",
-    "TrainResult": "engram_cli.commands.train.command",
-    "UndecodableError": "engram_cli.errors",
-    "UpdateStatsRequest": "engram_cli.commands.requests.update_stats",
-    "UpdateStatsResult": "engram_cli.commands.update_stats",
-    "UpdateTableRequest": "engram_cli.commands.requests.update",
-    "UpdateTableResult": "engram_cli.commands.update.result",
-    "VerifyRequest": "engram_cli.commands.requests.reading",
-    "VerifyResult": "engram_cli.commands.verify.command",
-    "VocabularyError": "engram_cli.errors",
-    "Workspace": "engram_cli.commands.workspace",
-    "WriteResult": "engram_cli.commands.convert.to",
-    "attach": "engram_cli.runtime.attach",
-    "attach_checkpoint": "engram_cli.commands.attach.command",
-    "build_table": "engram_cli.commands.build_table",
-    "compress_vocab": "engram_cli.vocab.compress",
-    "convert": "engram_cli.commands.convert.to",
-    "convert_table": "engram_cli.commands.convert.command",
-    "detach": "engram_cli.runtime.attach",
-    "diff": "engram_cli.commands.diff.command",
-    "doctor": "engram_cli.commands.doctor.command",
-    "evaluate": "engram_cli.commands.evaluate.command",
-    "golden": "engram_cli.commands.golden.command",
-    "hash_layout": "engram_cli.hashing.schemes",
-    "hash_stats": "engram_cli.commands.hash_stats",
-    "hash_tokens": "engram_cli.hashing.hasher",
-    "inspect": "engram_cli.commands.inspect.command",
-    "lookup": "engram_cli.commands.lookup.command",
-    "make_patch_of_facts": "engram_cli.commands.patch_make.command",
-    "merge_stats": "engram_cli.commands.merge_stats",
-    "open_table": "engram_cli.table.store",
-    "plan": "engram_cli.commands.plan.command",
-    "probe": "engram_cli.commands.probe",
-    "read_vocab": "engram_cli.vocab.parquet",
-    "run_compress_vocab": "engram_cli.commands.compress_vocab",
-    "run_demo": "engram_cli.commands.demo.command",
-    "trace_text": "engram_cli.commands.trace",
-    "train": "engram_cli.commands.train.command",
-    "update_stats": "engram_cli.commands.update_stats",
-    "update_table": "engram_cli.commands.update.command",
-    "verify": "engram_cli.commands.verify.command",
-    "write_report": "engram_cli.commands.report",
-    "write_vocab": "engram_cli.vocab.parquet",
+    name: f"engram_cli.{module}" for module, names in _DEFINED_IN.items() for name in names.split()
 }
 
-__all__ = [
-    "ApplyPatchRequest",
-    "ApplyPatchResult",
-    "ArtifactError",
-    "AttachRequest",
-    "AttachResult",
-    "Budget",
-    "BuildTableRequest",
-    "BuildTableResult",
-    "CheckFailed",
-    "CompressVocabRequest",
-    "CompressVocabResult",
-    "CompressedVocab",
-    "ConvertRequest",
-    "ConvertResult",
-    "CorpusError",
-    "DemoRequest",
-    "DemoResult",
-    "DependencyError",
-    "DiffRequest",
-    "DiffResult",
-    "DoctorRequest",
-    "DoctorResult",
-    "EngineError",
-    "EngramCallback",
-    "EngramCollator",
-    "EngramError",
-    "EvaluateRequest",
-    "EvaluateResult",
-    "ExploreRequest",
-    "FillRequest",
-    "Geometry",
-    "GoldenRequest",
-    "GoldenResult",
-    "Hardware",
-    "HashLayout",
-    "HashStatsRequest",
-    "HashStatsResult",
-    "IncompleteError",
-    "InputError",
-    "InspectRequest",
-    "InspectResult",
-    "LayerPatch",
-    "LayoutError",
-    "ListPatchesRequest",
-    "ListPatchesResult",
-    "LookupRequest",
-    "LookupResult",
-    "MergeStatsRequest",
-    "MergeStatsResult",
-    "MismatchError",
-    "OutputError",
-    "Patch",
-    "PatchInfo",
-    "PatchMakeRequest",
-    "PatchMakeResult",
-    "PlanRequest",
-    "PlanResult",
-    "ProbeRequest",
-    "ProbeResult",
-    "Progress",
-    "ReportRequest",
-    "ReportResult",
-    "RuntimeAttachError",
-    "ShowPatchRequest",
-    "ShowPatchResult",
-    "SourceError",
-    "StackPatchesRequest",
-    "StackPatchesResult",
-    "TableStore",
-    "TokenIdError",
-    "TraceRequest",
-    "TraceResult",
-    "TrainRequest",
-    "TrainResult",
-    "UndecodableError",
-    "UndoPatchRequest",
-    "UndoPatchResult",
-    "UpdateStatsRequest",
-    "UpdateStatsResult",
-    "UpdateTableRequest",
-    "UpdateTableResult",
-    "VerifyRequest",
-    "VerifyResult",
-    "VocabularyError",
-    "Workspace",
-    "WriteResult",
-    "__version__",
-    "apply_patches",
-    "attach",
-    "attach_checkpoint",
-    "build_table",
-    "compress_vocab",
-    "convert",
-    "convert_table",
-    "detach",
-    "diff",
-    "doctor",
-    "evaluate",
-    "golden",
-    "hash_layout",
-    "hash_stats",
-    "hash_tokens",
-    "inspect",
-    "list_patches",
-    "lookup",
-    "make_patch",
-    "make_patch_of_facts",
-    "merge_stats",
-    "open_table",
-    "plan",
-    "probe",
-    "read_patch",
-    "read_vocab",
-    "run_compress_vocab",
-    "run_demo",
-    "show_patch",
-    "stack_patches",
-    "stored_patch",
-    "trace_text",
-    "train",
-    "undo_patch",
-    "update_stats",
-    "update_table",
-    "verify",
-    "write_patch",
-    "write_report",
-    "write_vocab",
-]
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

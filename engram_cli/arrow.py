@@ -30,10 +30,30 @@ def integers(column: Any, missing: int | None = None) -> NDArray[Any]:
         if chunk.null_count:
             if missing is None:
                 raise ValueError("a column lacks values")
-            bits = np.unpackbits(np.frombuffer(valid, dtype=np.uint8), bitorder="little")
-            values = np.where(bits[begin:end] == 1, values, kind.type(missing))
+            values = np.where(_bits(valid, chunk), values, kind.type(missing))
         parts.append(values)
     return np.concatenate(parts)
+
+
+def booleans(column: Any) -> NDArray[np.bool_]:
+    """Return a column of booleans [n], false where it has no value.
+
+    Raises ValueError for a column of another type.
+    """
+    if not pa.types.is_boolean(column.type):
+        raise ValueError(f"a column is {column.type}")
+    parts = [np.empty(0, dtype=np.bool_)]
+    for chunk in column.chunks:
+        valid, raw = chunk.buffers()
+        values = _bits(raw, chunk)
+        parts.append(values & _bits(valid, chunk) if chunk.null_count else values)
+    return np.concatenate(parts)
+
+
+def _bits(raw: Any, chunk: Any) -> NDArray[np.bool_]:
+    """Return the bits of a buffer that belong to a chunk."""
+    bits = np.unpackbits(np.frombuffer(raw or b"", dtype=np.uint8), bitorder="little")
+    return bits[chunk.offset : chunk.offset + len(chunk)].astype(np.bool_)
 
 
 def numbers(values: NDArray[Any]) -> Any:

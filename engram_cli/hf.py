@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engram_cli.formats.bundle import BUNDLE_NAME, DESCRIPTION, saved_bundles
+from engram_cli.formats.bundle import BUNDLE_NAME, saved_bundles
+from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.checkpoint_reference import refers_to_itself, without_own_table
 from engram_cli.runtime import attach
 from engram_cli.runtime.carried import memories

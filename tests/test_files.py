@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, Any]:
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Systems with renameat2 and without it."""
     if request.param == "without":
-        monkeypatch.setattr(files, "_libc_renameat2", lambda: None)
+        monkeypatch.setattr(files, "_libc", lambda *_: None)
     return str(request.param)
 
 
@@ -328,7 +328,7 @@ def test_without_exchanging_the_old_one_gets_its_name_back(
     with new_folder(path, LETTERS) as part:
         write_letters(part, "one")
     patch = (
-        "files._libc_renameat2 = lambda: None\n"
+        "files._libc = lambda *_: None\n"
         f"real = files.rename_new\ndef die(*a):\n    if path.exists(): real(*a)\n    else: {DIE}\n"
         "outputs.rename_new = die"
     )
@@ -454,6 +454,18 @@ def test_a_refused_exchange_falls_back(tmp_path: Path, monkeypatch: pytest.Monke
     assert (one.read_text(), two.read_text()) == ("new", "1")
     assert files.exchange(one, two)
     assert (one.read_text(), two.read_text()) == ("1", "new")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no sync_file_range")
+def test_the_disk_begins_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    with path.open("w+b", buffering=0) as file:
+        file.write(bytes(range(256)) * 64)
+        assert files.start_writing(file.fileno(), 4096, 8192)
+        assert not files.start_writing(-1, 0, 1)
+        monkeypatch.setattr(files, "_libc", lambda *_: None)
+        assert not files.start_writing(file.fileno(), 0, 4096)
+    assert path.read_bytes() == bytes(range(256)) * 64
 
 
 def test_compiled_kernels_lie_outside_the_package(tmp_path: Path) -> None:

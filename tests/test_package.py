@@ -118,3 +118,14 @@ def test_commands_that_run_models_load_no_compiler_before_the_model() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == "[]\n"
+
+
+def test_the_end_of_a_command_is_quiet_where_triton_was_loaded() -> None:
+    """Transformers loads it with a model; it reports what is left of it when the process ends."""
+    pytest.importorskip("triton")
+    code = (
+        "import sys, triton; from engram_cli.__main__ import main;"
+        "sys.argv[1:] = ['--version']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

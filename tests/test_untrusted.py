@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def stats(tmp_path: Path, small_vocab: CompressedVocab) -> Path:
 
     layout = hash_layout("engram-v1", small_vocab, rows_per_head=101, heads=2, layers=(1,))
     counts = count(zipf_documents(seed=4, count=20, length=40, size=50), layout)
-    write_stats(counts, count_results(counts), tmp_path / "stats")
+    write_stats(counts, partial(count_results, counts), tmp_path / "stats")
     return tmp_path / "stats"
 
 
@@ -200,7 +201,7 @@ def test_a_damaged_chunk_among_many_is_one_error_and_nothing_else(
     monkeypatch.setattr(arrays, "_CHUNK", 256)
     layout = layout_of(moduli=(10007, 10009, 10037, 10039), heads=2, layers=(1,))
     counts = count(zipf_documents(seed=4, count=20, length=40, size=50), layout)
-    write_stats(counts, count_results(counts), tmp_path / "stats")
+    write_stats(counts, partial(count_results, counts), tmp_path / "stats")
     folder = tmp_path / "stats" / "counters.zarr" / "1" / "c"
     chunks = sorted(folder.iterdir())
     assert len(chunks) > 100

@@ -165,7 +165,7 @@ def _update(
     request: UpdateStatsRequest, terminal: Terminal, context: typer.Context, ngrams: bool
 ) -> None:
     from engram_cli.cli.render import count, facts
-    from engram_cli.commands.update_stats import update_stats
+    from engram_cli.commands.update_stats.command import update_stats
 
     if not request.sources:
         idle = _COUNTED_BEFORE.__contains__

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def evaluate(request: EvaluateRequest, terminal: Terminal) -> None:
     """Measure what a memory does to a model's loss on held-out text, with an interval.
 
-    One pass over the text gives the model alone, with the memory, with a LoRA adapter and with
-    both. The difference is broken down by what the memory could know, by token frequency and by
-    position. Runs on a CPU, a GPU, or several: torchrun --nproc-per-node 4 -m engram_cli evaluate.
+    One pass over the text gives the model alone, with the memory, with patches on the memory, with
+    a LoRA adapter, and with memory and adapter. The difference is broken down by what the memory
+    could know, by token frequency and by position. Runs on a CPU, a GPU, or several: torchrun
+    --nproc-per-node 4 -m engram_cli evaluate.
     """
     from engram_cli.commands.evaluate.command import evaluate as run
     from engram_cli.commands.processes import leave_processes
@@ -48,6 +49,7 @@ def evaluation_parts(result: EvaluateResult) -> list[RenderableType]:
     lines = [("model", shown_path(result.checkpoint))]
     for name, path in (
         ("memory", result.bundle),
+        *((f"patch {number}", each) for number, each in enumerate(result.patches, 1)),
         ("adapter", result.adapter),
         ("statistics", result.statistics),
     ):

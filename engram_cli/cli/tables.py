@@ -8,12 +8,9 @@ import typer
 
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, follow, shown_path
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.plan import PlanRequest
-from engram_cli.commands.requests.tables import (
-    AttachRequest,
-    BuildTableRequest,
-    ConvertRequest,
-)
+from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -96,7 +93,9 @@ def attach(request: AttachRequest, terminal: Terminal) -> None:
     result = attach_checkpoint(request, terminal)
     terminal.result(result, *_bundle(result))
     if result.written:
-        terminal.note(f'next, in Python: attach(model, "{shown_path(result.out)}")')
+        bundle, model = shown_path(result.out), shown_path(request.checkpoint)
+        terminal.note(f'next, in Python: attach(model, "{bundle}")')
+        terminal.note(f"or train it: engram train {model} TEXT --held-out TEXT --bundle {bundle}")
 
 
 def table_parts(result: BuildTableResult) -> list[RenderableType]:

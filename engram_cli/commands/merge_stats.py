@@ -101,7 +101,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         progress.note(f"left out, because not all parts have them: {', '.join(left_out)}")
     written = write_statistics(
         counts,
-        results,
+        lambda: results,
         out,
         force=request.force,
         report=request.report,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,14 +90,14 @@ class ReferenceEncoder:
 class FastEncoder:
     """`fastokens`, loaded from the same tokenizer.json."""
 
-    def __init__(self, tokenizer: TokenizerFile) -> None:
+    def __init__(self, path: Path, changed: str | None = None) -> None:
+        """`changed`: what to load in place of the file at `path`."""
         import fastokens
 
-        make = fastokens.Tokenizer
-        if tokenizer.changed:
-            self._backend = make.from_json_str(tokenizer.backend.to_str())
+        if changed is None:
+            self._backend = fastokens.Tokenizer.from_file(str(path))
         else:
-            self._backend = make.from_file(str(tokenizer.path))
+            self._backend = fastokens.Tokenizer.from_json_str(changed)
         self._backend.no_truncation()
         self._backend.no_padding()
         self.name = f"fastokens {version('fastokens')}"
@@ -117,22 +118,64 @@ class FastEncoder:
         return np.frombuffer(ids, np.dtype("<u4")), np.frombuffer(begins, np.dtype("<i8"))
 
 
-class ChoosingEncoder:
-    """The reference until the fast encoder has loaded and equalled it, then the fast one."""
+class FastLoader:
+    """Loads the fast encoder in a thread: compiled code that lets others run.
 
-    def __init__(self, tokenizer: TokenizerFile, progress: Progress, *, patient: bool) -> None:
-        """`patient`: wait for the fast encoder after the first batch, however long it loads."""
+    Start it before `tokenizers` reads the same file, which takes the interpreter lock, and before
+    kernels are loaded.
+    """
+
+    def __init__(self, path: Path, changed: str | None = None) -> None:
+        """`path`, `changed`: as `FastEncoder` takes them."""
+        self.path, self._changed = path, changed
+        self._loaded: FastEncoder | str = ""
+        self._thread = threading.Thread(target=self._load, name="engram-load")
+        self._thread.start()
+
+    def wait(self) -> FastEncoder | str:
+        """Return the encoder, or why there is none."""
+        self._thread.join()
+        return self._loaded
+
+    def _load(self) -> None:
+        try:
+            self._loaded = FastEncoder(self.path, self._changed)
+        except BaseException as error:  # a panic of the Rust side is no Exception
+            self._loaded = f"cannot load this tokenizer ({error})"
+
+
+class ChoosingEncoder:
+    """The reference for the first batch; then the fast encoder, if it equals it there.
+
+    The second batch waits until the fast encoder has loaded: the reference would take longer than
+    the wait for what the other encodes in a twentieth of the time.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TokenizerFile,
+        progress: Progress,
+        *,
+        patient: bool,
+        loader: FastLoader | None = None,
+    ) -> None:
+        """`patient`: the first batch waits, so that the choice is made whatever the corpus.
+
+        `loader`: one that is loading this tokenizer already.
+        """
         self._tokenizer = tokenizer
         self._reference = ReferenceEncoder(tokenizer)
         self._progress = progress
         self._patient = patient
-        self._loaded: FastEncoder | str = "has not loaded"
+        self._first: tuple[list[str], Any] | None = None  # the batch to decide by, and its ids
         self._trusted: FastEncoder | None = None
         self._decided = False
         self._unchecked = 0
         self._checks = 0
-        self._loader = threading.Thread(target=self._load, name="engram-load")
-        self._loader.start()
+        if loader is None or tokenizer.changed or loader.path != tokenizer.path:
+            changed = tokenizer.backend.to_str() if tokenizer.changed else None
+            loader = FastLoader(tokenizer.path, changed)
+        self._loader = loader
 
     @property
     def name(self) -> str:
@@ -141,15 +184,17 @@ class ChoosingEncoder:
 
     def encode(self, texts: list[str]) -> Any:
         """Encode with the encoder in use; compare the two. Raises EncoderDiffers."""
+        if self._first is not None:
+            self._decide(*self._first)
         if self._trusted is not None:
             encoded = self._trusted.encode(texts)
             self._spot_check(self._trusted, texts)
             return self._trusted, encoded
         expected = self._reference.encode(texts)
-        if self._patient:
-            self._loader.join()
-        if not self._decided and not self._loader.is_alive():
-            self._decide(texts, self._reference.flatten(expected))
+        if not self._decided:
+            self._first = texts, expected
+            if self._patient:
+                self._decide(*self._first)
         return self._reference, expected
 
     def flatten(self, encoded: Any) -> Tokens:
@@ -160,39 +205,34 @@ class ChoosingEncoder:
 
     def close(self) -> None:
         """Wait for the loading: a thread of compiled code must not outlive the program."""
-        self._loader.join()
+        self._loader.wait()
 
-    def _load(self) -> None:
-        try:
-            self._loaded = FastEncoder(self._tokenizer)
-        except BaseException as error:  # a panic of the Rust side is no Exception
-            self._loaded = f"cannot load this tokenizer ({error})"
-
-    def _decide(self, texts: list[str], expected: Tokens) -> None:
+    def _decide(self, texts: list[str], encoded: Any) -> None:
         """Trust the fast encoder from here on, or give it up and say why."""
-        self._decided = True
+        loaded, expected = self._loader.wait(), self._reference.flatten(encoded)
+        self._decided, self._first = True, None
         trim()  # loading left 20 MB behind
         try:
-            why = self._difference(texts, expected)
+            why = self._difference(loaded, texts, expected)
         except EncoderDiffers as error:
             why = error.message
-        if why or isinstance(self._loaded, str):
+        if why or isinstance(loaded, str):
             self._progress.note(f"encoder: tokenizers, because fastokens {why}")
             return
-        self._trusted = self._loaded
+        self._trusted = loaded
         self._progress.note(
             f"encoder: {self.name}, equal to tokenizers on {len(expected[0]):,} tokens of this "
             "corpus"
         )
 
-    def _difference(self, texts: list[str], expected: Tokens) -> str:
+    def _difference(self, loaded: FastEncoder | str, texts: list[str], expected: Tokens) -> str:
         """Return why the fast encoder is not to be used, "" when it is."""
-        if isinstance(self._loaded, str):
-            return self._loaded
+        if isinstance(loaded, str):
+            return loaded
         probes = _probes(self._tokenizer)
         wanted = self._reference.flatten(self._reference.encode(probes))
         for batch, ids in ((texts, expected), (probes, wanted)):
-            if not _same(self._loaded.flatten(self._loaded.encode(batch)), ids):
+            if not _same(loaded.flatten(loaded.encode(batch)), ids):
                 return "gives other ids for this tokenizer"
         return ""
 
@@ -228,20 +268,31 @@ def _fast_is_installed() -> bool:
 
 
 def make_encoder(
-    tokenizer: TokenizerFile, name: str, progress: Progress, *, size: int | None
+    tokenizer: TokenizerFile,
+    name: str,
+    progress: Progress,
+    *,
+    size: int | None,
+    loader: FastLoader | None = None,
 ) -> Encoder:
     """Return the encoder called `name`; `size` is the bytes of the corpus, if known.
 
-    Raises InputError for an unknown name, DependencyError for "fast" without fastokens.
+    `loader`: one that is loading this tokenizer already. Raises InputError for an unknown name,
+    DependencyError for "fast" without fastokens.
     """
     check_encoder(name)
+    if name == "auto" and not _fast_is_installed():
+        progress.note("encoder: tokenizers; pip install 'engram-tables[fast]' is much faster")
+    if not wants_fast(name, size):
+        return ReferenceEncoder(tokenizer)
+    return ChoosingEncoder(tokenizer, progress, patient=name == "fast", loader=loader)
+
+
+def wants_fast(name: str, size: int | None) -> bool:
+    """Return whether the encoder called `name` loads fastokens for a corpus of `size` bytes."""
     if name == "tokenizers" or not _fast_is_installed():
-        if name == "auto":
-            progress.note("encoder: tokenizers; pip install 'engram-tables[fast]' is much faster")
-        return ReferenceEncoder(tokenizer)
-    if name == "auto" and size is not None and size < WORTH_LOADING:
-        return ReferenceEncoder(tokenizer)
-    return ChoosingEncoder(tokenizer, progress, patient=name == "fast")
+        return False
+    return name == "fast" or size is None or size >= WORTH_LOADING
 
 
 def _probes(tokenizer: TokenizerFile) -> list[str]:

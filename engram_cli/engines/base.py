@@ -12,13 +12,13 @@ import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, ReadPosition
-from engram_cli.corpus.encode import Encoder, make_encoder
+from engram_cli.corpus.encode import Encoder, FastLoader, make_encoder
 from engram_cli.corpus.partitions import Plan
 from engram_cli.corpus.stamps import Stamps, request_of
 from engram_cli.corpus.stream import TokenStream
@@ -129,7 +129,8 @@ class Reading:
     """How a corpus becomes token ids.
 
     `tokenizer`: None where no file holds texts, the bytes of its file in a worker. `encoder`:
-    "auto", "tokenizers" or "fast". `threads`: of the encoder in a worker.
+    "auto", "tokenizers" or "fast". `threads`: of the encoder in a worker. `loader`: what loads the
+    fast one in this process already.
     """
 
     layout: HashLayout
@@ -137,6 +138,7 @@ class Reading:
     tokenizer: TokenizerFile | bytes | None
     encoder: str
     threads: int = 1
+    loader: FastLoader | None = field(default=None, repr=False, compare=False)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -146,7 +148,8 @@ class Reading:
     def sent(self) -> Reading:
         """Return it as it travels to workers. Raises VocabularyError."""
         known = self.tokenizer
-        return replace(self, tokenizer=known.read() if isinstance(known, TokenizerFile) else known)
+        raw = known.read() if isinstance(known, TokenizerFile) else known
+        return replace(self, tokenizer=raw, loader=None)
 
     @contextmanager
     def stream(
@@ -163,7 +166,9 @@ class Reading:
                 path.write_bytes(tokenizer)
                 tokenizer = load_tokenizer(path)
             if tokenizer is not None:
-                encoder = make_encoder(tokenizer, self.encoder, progress, size=plan.size)
+                encoder = make_encoder(
+                    tokenizer, self.encoder, progress, size=plan.size, loader=self.loader
+                )
                 stack.callback(encoder.close)
             files, begins = plan.files, plan.begins
             yield TokenStream(files, self.options, encoder, read_position, begins=begins), encoder

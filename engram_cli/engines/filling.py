@@ -31,9 +31,9 @@ from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbedding
 from engram_cli.table.inits.corpus.filled import (
     CorpusFill,
     column_vectors,
-    columns_of,
     fill_columns,
 )
+from engram_cli.table.inits.corpus.memory_plan import columns_of
 from engram_cli.table.inits.corpus.pairs import TokenPairs, TokenSpan, span_pairs, token_spans
 from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter, piece_of
 

@@ -8,12 +8,9 @@ so it needs NumPy only.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +19,30 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
 from engram_cli.files import read_json, sha256_bytes
-from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, Reference, parse
+from engram_cli.formats.bundle_description import FORMAT, VERSION, Reference, parse
+from engram_cli.formats.bundle_files import (
+    CARD,
+    DENSE,
+    DESCRIPTION,
+    REMAKE,
+    VOCABULARY,
+    ListedFiles,
+    opened,
+)
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.outputs import Kind, Listing
 from engram_cli.patches.patch import LayerPatch
-from engram_cli.remote.path import is_remote, look_at, readable_path
+from engram_cli.remote.path import is_remote, readable_path
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.safetensors import Array, TensorPlace
 from engram_cli.rows.source import HITS, ROWS, SCALES, Span
 from engram_cli.table.grid import half_patched_hint
 
 BUNDLE_NAME = "engram"  # of a bundle's folder in a checkpoint's
-DESCRIPTION, DENSE, CARD = "engram.json", "dense.safetensors", "README.md"
-VOCABULARY = "vocabulary.safetensors"
 PATCHING = "engram-bundle-patching"  # the format of a bundle whose rows are being patched
 SAVED_WITH = "saved_with"  # in a description: the folders of all bundles saved with one model
 MAX_DESCRIPTION_BYTES = 64 * 2**20
-MAX_SMALL_BYTES = 8 * 2**30  # dense weights and the vocabulary, which are read into memory
-REMAKE = "write the bundle again with engram attach --force"
 _CARD_HEAD = b"---\nlibrary_name: engram-tables\n"
 _NAMED = re.compile(rf"{BUNDLE_NAME}(_[a-z0-9_]{{1,40}})?")
 # Files that a bundle consists of; the folder of another model has others.
@@ -268,92 +270,6 @@ def read_description(folder: Path, *, patching: bool = False) -> dict[str, Any]:
     if version > VERSION:
         raise ArtifactError(f"{path} has version {version}, newer than {VERSION}", "upgrade engram")
     return document
-
-
-class ListedFiles:
-    """The files that a description lists; each has a plain name and the size it should have."""
-
-    def __init__(self, folder: Path, document: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self._listed: dict[str, tuple[int, str]] = {}
-        listed = document.get("files")
-        for name, about in listed.items() if isinstance(listed, dict) else ():
-            if not PLAIN_NAME.fullmatch(name):
-                raise ArtifactError(f"{folder / DESCRIPTION} lists a file {name!r}", REMAKE)
-            try:
-                self._listed[name] = int(about["bytes"]), str(about["digest"])
-            except (KeyError, TypeError, ValueError, OverflowError):
-                raise ArtifactError(
-                    f"{folder / DESCRIPTION} gives {name} no size and digest", REMAKE
-                ) from None
-        look_at(folder / name for name in self._listed)
-        for name in self._listed:
-            self._check_size(name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._listed
-
-    @property
-    def names(self) -> list[str]:
-        """The files, by name."""
-        return sorted(self._listed)
-
-    def size(self, name: str) -> int:
-        """Return the bytes that a file should have, and has."""
-        return self._listed[name][0]
-
-    def problem(self, name: str) -> str | None:
-        """Return what is wrong with a file that is read whole; None where nothing is."""
-        try:
-            self.check_digest(name)
-        except ArtifactError as error:
-            return error.message
-        return None
-
-    def expect(self, names: set[str]) -> None:
-        """Raise ArtifactError for a name that the description does not list."""
-        for name in sorted(names - set(self._listed)):
-            raise ArtifactError(f"{self._folder / DESCRIPTION} lists no file {name!r}", REMAKE)
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a small file, its digest checked."""
-        self.expect({name})
-        if self._listed[name][0] > MAX_SMALL_BYTES:
-            raise ArtifactError(f"{self._folder / name} is too large", REMAKE)
-        with opened(self._folder / name) as file:
-            raw = file.read()
-        if sha256_bytes(raw) != self._listed[name][1]:
-            raise self._changed(name)
-        return raw
-
-    def check_digest(self, name: str) -> None:
-        """Read the whole file. Raises ArtifactError when it is not the one that was written."""
-        with opened(self._folder / name) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if f"sha256:{digest}" != self._listed[name][1]:
-            raise self._changed(name)
-
-    def _check_size(self, name: str) -> None:
-        path, expected = self._folder / name, self._listed[name][0]
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing", REMAKE)
-        if path.stat().st_size != expected:
-            raise ArtifactError(f"{path}: {path.stat().st_size} bytes, not {expected}", REMAKE)
-
-    def _changed(self, name: str) -> ArtifactError:
-        return ArtifactError(
-            f"{self._folder / name} was changed after it was written: digests differ", REMAKE
-        )
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[BufferedReader]:
-    """Open a file of a bundle for reading. Raises ArtifactError."""
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}", REMAKE) from None
 
 
 def _listing(path: Path) -> Listing | None:

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.files import sha256_bytes
-from engram_cli.formats.bundle import DESCRIPTION, Bundle
+from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.patches import Patch, read_patch
+from engram_cli.patches.patch import Patch
+from engram_cli.patches.patch_file import read_patch
 from engram_cli.patches.stack import Stack, stack_patches
 from engram_cli.rows.source import ROWS, SCALES
 
@@ -36,7 +38,7 @@ def patched_bundle(
 
 @dataclass(frozen=True, slots=True)
 class _BundleRows:
-    """The rows of a bundle that a patch may replace, read from its maps (`HoldsRows`)."""
+    """The rows of a bundle that a patch may replace, read from its maps (`StoredSource`)."""
 
     bundle: Bundle
 

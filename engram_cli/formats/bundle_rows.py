@@ -11,15 +11,8 @@ from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import sha256_bytes
 from engram_cli.formats import FORMATS
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, patch_facts, token_fact
-from engram_cli.formats.bundle import (
-    BUNDLE_NAME,
-    DESCRIPTION,
-    REMAKE,
-    Bundle,
-    ListedFiles,
-    read_bundle,
-    read_description,
-)
+from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, read_bundle, read_description
+from engram_cli.formats.bundle_files import DESCRIPTION, REMAKE, ListedFiles
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.formats.zarr_table import verify_table
 from engram_cli.numbers import counted

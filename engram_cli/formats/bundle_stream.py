@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.formats.base import WriteOptions
-from engram_cli.formats.bundle import BUNDLE, CARD, DENSE, DESCRIPTION, VOCABULARY, read_bundle
+from engram_cli.formats.bundle import BUNDLE, read_bundle
 from engram_cli.formats.bundle_description import FORMAT
+from engram_cli.formats.bundle_files import CARD, DENSE, DESCRIPTION, VOCABULARY
 from engram_cli.formats.bundle_rows import bundle_rows
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.bundle_writer import Dense, finish_bundle, model_card, plan_shards

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, sha256_bytes
-from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, SAVED_WITH, VOCABULARY
+from engram_cli.formats.bundle import BUNDLE, SAVED_WITH
 from engram_cli.formats.bundle_description import FORMAT, Reference, document_of
+from engram_cli.formats.bundle_files import DENSE, DESCRIPTION, VOCABULARY
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.outputs import new_folder
 from engram_cli.rows import safetensors as tensors
@@ -59,14 +60,15 @@ def write_bundle(
     parts = spec.parts if hits is None else (*spec.parts, HITS)
     plan = plan_shards(spec, shard_bytes, parts)
     with new_folder(path, BUNDLE, force=force) as part:
-        counter, tasks = _Counter(advance, threads), []
+        count = len(spec.layers) * len(parts)
+        counter, tasks = _Counter(advance, apart=threads == 1 or count < threads), []
         for layer in spec.layers:
             for what in parts:
                 source = sources[what]
                 assert source is not None
                 own = [shard for shard in plan if (shard.layer, shard.part) == (layer, what)]
                 tasks.append(partial(_write_shards, part, spec, own, source, counter))
-        written = _all_done(tasks, counter)
+        written = _all_done(tasks, threads, counter)
         records = [record for some, _ in written for record in some]
         zero = {stream.layer: stream.all_zero for _, stream in written if stream.part == ROWS}
         weights: dict[str, Array] = {}
@@ -103,7 +105,7 @@ def write_referring(
         for layer in spec.layers:
             if hits is not None:
                 own = [shard for shard in plan if shard.layer == layer]
-                records += _write_shards(part, spec, own, hits, _Counter(None, 1))[0]
+                records += _write_shards(part, spec, own, hits, _Counter(None))[0]
             pieces = () if rows is None else rows(layer)
             says_something = any(spec.row_type.any_nonzero(piece) for _, piece in pieces)
             zero_rows = rows is not None and not says_something
@@ -212,11 +214,14 @@ class _Stream:
 
 
 class _Counter:
-    """Counts the bytes that `threads` write; stops them all where one has failed."""
+    """Counts the bytes that threads write; stops them all where one has failed.
 
-    def __init__(self, advance: Callable[[int], None] | None, threads: int) -> None:
+    `apart`: whether a thread is free to hash for each that writes.
+    """
+
+    def __init__(self, advance: Callable[[int], None] | None, *, apart: bool = True) -> None:
         self._advance, self._lock = advance, Lock()
-        self.threads, self.failed = threads, False
+        self.apart, self.failed = apart, False
 
     def advance(self, size: int) -> None:
         if self.failed:
@@ -226,11 +231,11 @@ class _Counter:
                 self._advance(size)
 
 
-def _all_done(tasks: Sequence[Callable[[], T]], counter: _Counter) -> list[T]:
+def _all_done(tasks: Sequence[Callable[[], T]], threads: int, counter: _Counter) -> list[T]:
     """Return the results of tasks in their order; raise what the first one to fail raises."""
-    if counter.threads == 1:
+    if threads == 1:
         return [task() for task in tasks]
-    with ThreadPoolExecutor(counter.threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(task) for task in tasks]
         try:
             done = wait(futures, return_when=FIRST_EXCEPTION).done
@@ -269,7 +274,7 @@ def _write_shard(
         stream.take(shard.rows),
         metadata=about,
         advance=counter.advance,
-        apart=counter.threads == 1,
+        apart=counter.apart,
     )
 
 

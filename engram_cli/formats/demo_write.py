@@ -38,7 +38,7 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
             f"{out.name} ends in neither .safetensors nor .pt",
             "give another --out, such as demo.safetensors",
         )
-    tensors = _tensors(source)
+    tensors = layer_tensors(source, "demo", "layers.{}.engram.")
     plan = state_dict_file(out.name, tensors, {"format": "pt", **WRITTEN_BY}, source)
     pad, seed = (layout.parameters.get(name, "unknown") for name in ("pad_id", "seed"))
     notes = [f"the file holds no tokenizer, pad id ({pad}) or seed ({seed}): set them in the model"]
@@ -62,17 +62,20 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     return replace(done, verified=options.verify)
 
 
-def _tensors(source: RowSource) -> list[StateTensor]:
-    """Return what the file holds: rows, offsets, and the rest of a module where there is one."""
+def layer_tensors(source: RowSource, name: str, prefix: str) -> list[StateTensor]:
+    """Return what a file holds: rows, offsets, and the rest of a module where there is one.
+
+    `name`: the format whose modules have its names; `prefix`: of a layer's tensors, with its `{}`.
+    """
     tensors = []
-    modules = module_tensors(source, "demo")
+    modules = module_tensors(source, name)
     for entry in source.layout.layers:
-        prefix = f"layers.{entry.layer}.engram."
-        tensors.append(rows_tensor(source, entry.layer, prefix + WEIGHT))
-        tensors.append(integers_tensor(entry.offsets, prefix + OFFSETS))
+        own = prefix.format(entry.layer)
+        tensors.append(rows_tensor(source, entry.layer, own + WEIGHT))
+        tensors.append(integers_tensor(entry.offsets, own + OFFSETS))
         for what, tensor in modules.get(entry.layer, {}).items():
             if what not in (WEIGHT, OFFSETS):
-                tensors.append(copied_tensor(tensor, prefix + what))
+                tensors.append(copied_tensor(tensor, own + what))
     return tensors
 
 

@@ -179,22 +179,11 @@ def _layout(
     checks.append(
         Check(name="multipliers", result="undecided", found="not in the files", expected=drawn)
     )
-    if whole is None or (pad < len(whole) and whole[pad] >= 0):
-        known_pad = None if whole is None else f"compressed {whole[pad]}"
-        checks.append(
-            Check(
-                name="pad token",
-                result="undecided" if known_pad is None else "ok",
-                found=f"{pad}",
-                expected=known_pad or "a token of the tokenizer",
-            )
-        )
+    checks.append(_pad_check(pad, whole))
     asked = {"pad_id": pad, "seed": computed.parameters["seed"]}
     if whole is None:
         unknown = replace(layout, lookup=None, vocab_digest=UNKNOWN_VOCABULARY, parameters=asked)
         return unknown, checks
-    if not pad < len(whole) or whole[pad] < 0:
-        raise InputError(f"pad_id {pad} is no token of the tokenizer", "give its own tokenizer")
     return (
         replace(
             layout,
@@ -206,6 +195,16 @@ def _layout(
         ),
         checks,
     )
+
+
+def _pad_check(pad: int, whole: NDArray[np.int32] | None) -> Check:
+    """Say which token fills positions. Raises InputError for one that the tokenizer lacks."""
+    if whole is None:
+        expected = "a token of the tokenizer"
+        return Check(name="pad token", result="undecided", found=f"{pad}", expected=expected)
+    if not pad < len(whole) or whole[pad] < 0:
+        raise InputError(f"pad_id {pad} is no token of the tokenizer", "give its own tokenizer")
+    return Check(name="pad token", result="ok", found=f"{pad}", expected=f"compressed {whole[pad]}")
 
 
 def _vocabulary(

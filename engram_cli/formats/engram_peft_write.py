@@ -18,19 +18,15 @@ from engram_cli.errors import EngramError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Target, WriteOptions, Written
 from engram_cli.formats.bundle_rows import BundleRows
-from engram_cli.formats.demo import OFFSETS, WEIGHT
+from engram_cli.formats.demo_write import layer_tensors
 from engram_cli.formats.engram_peft import ADAPTER, FORMAT
 from engram_cli.formats.model_folder import CONFIG, CheckpointRows, bare_map, config_of
 from engram_cli.formats.row_files import grown_files, prepare_rows, put_folder
 from engram_cli.formats.state_dict import (
     FLOATS,
     WRITTEN_BY,
-    StateTensor,
-    copied_tensor,
-    integers_tensor,
     module_tensors,
     require_rows,
-    rows_tensor,
     state_dict_file,
 )
 from engram_cli.hashing.layout import BASE_VOCABULARY, UNKNOWN_VOCABULARY, HashLayout
@@ -52,7 +48,8 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     else:
         config = _config(source, layout, _hidden_size(checkpoint, options.patch))
     _require_same_hash(source, layout, config)
-    plan = state_dict_file(ADAPTER, _tensors(source), {"format": _SCHEME, **WRITTEN_BY}, source)
+    tensors = layer_tensors(source, _SCHEME, "{}.")
+    plan = state_dict_file(ADAPTER, tensors, {"format": _SCHEME, **WRITTEN_BY}, source)
     notes = []
     if not any(module_tensors(source, _SCHEME).values()):
         notes.append("gates and convolutions are not in the source: engram-peft draws new ones")
@@ -168,20 +165,6 @@ def _require_same_hash(source: RowSource, layout: HashLayout, config: Mapping[st
                     f"{source.path}: engram-peft computes other {what} for layer {ours.layer}",
                     "give all layers of the layout, and a table of --scheme engram-peft",
                 )
-
-
-def _tensors(source: RowSource) -> list[StateTensor]:
-    """Return what the file holds: rows, offsets, and the rest of a module where there is one."""
-    tensors = []
-    modules = module_tensors(source, _SCHEME)
-    for entry in source.layout.layers:
-        prefix = f"{entry.layer}."
-        tensors.append(rows_tensor(source, entry.layer, prefix + WEIGHT))
-        tensors.append(integers_tensor(entry.offsets, prefix + OFFSETS))
-        for what, tensor in modules.get(entry.layer, {}).items():
-            if what not in (WEIGHT, OFFSETS):
-                tensors.append(copied_tensor(tensor, prefix + what))
-    return tensors
 
 
 def _listing(path: Path) -> Listing | None:

@@ -92,7 +92,8 @@ def _recognise(path: Path) -> Path | None:
     return path if is_store else None
 
 
-def _open(path: Path, tokenizer: Path | None = None, shape: ShardShape | None = None) -> Store:
+def _described(path: Path, shape: ShardShape | None) -> tuple[Path, Mapping[str, Any]]:
+    """Return the folder of a store, and what bundle.json or `shape` says of it."""
     folder, described = _bundle(path)
     if described is None and shape is None:
         raise InputError(
@@ -105,11 +106,15 @@ def _open(path: Path, tokenizer: Path | None = None, shape: ShardShape | None = 
             f"{path} has a {BUNDLE}, which describes its shards",
             "leave --shards, --rows-per-shard and --width out",
         )
-    bare = described is None
     if shape is not None:
-        store_of_shape = {"type": "store", "store": asdict(shape)}
-        described = {"schema": None, "memory": store_of_shape, "ple": {}}
+        store = {"type": "store", "store": asdict(shape)}
+        described = {"schema": None, "memory": store, "ple": {}}
     assert described is not None
+    return folder, described
+
+
+def _open(path: Path, tokenizer: Path | None = None, shape: ShardShape | None = None) -> Store:
+    folder, described = _described(path, shape)
     memory = _mapping(described, "memory")
     if memory.get("type") != "store":
         raise InputError(
@@ -155,7 +160,7 @@ def _open(path: Path, tokenizer: Path | None = None, shape: ShardShape | None = 
         dim=dim,
         dtype=dtype,
         parts=parts,
-        dialect=f"Store-I without {BUNDLE}" if bare else "Store-I",
+        dialect="Store-I" if shape is None else f"Store-I without {BUNDLE}",
         checks=tuple(checks),
         shards=shards,
         rows_per_shard=height,

@@ -201,23 +201,23 @@ def _sizes(
 ) -> tuple[int, int, int]:
     """Return the hidden size, streams and taps of the convolution, as the shapes of weights say."""
     if kind == LONGCAT:
-        hidden, streams, taps = _shape(source, weights, names["post_proj.weight"], 2)[0], 1, 0
+        hidden, streams, taps = _shape(source, weights, names["post_proj.weight"])[0], 1, 0
     elif kind == DEEPSEEK_V41:
-        shape = _shape(source, weights, names["q_weight"], 2)
+        shape = _shape(source, weights, names["q_weight"])
         hidden, streams, taps = shape[1], shape[0], 0
     else:
         value = {ENGRAM_V1: "value_proj.weight", ENGRAM_PEFT: "gating.w_v.weight"}.get(kind)
-        hidden = _shape(source, weights, names[value or "value_proj.weight"], 2)[0]
+        hidden = _shape(source, weights, names[value or "value_proj.weight"])[0]
         conv = "conv1d.weight" if kind == QWEN_PLE else "short_conv.conv.weight"
-        shape = _shape(source, weights, names[conv], 2)
+        shape = _shape(source, weights, names[conv])
         streams, taps = shape[0] // max(hidden, 1), shape[-1]
     if hidden < 1 or not 1 <= streams <= MAX_STREAMS:
         raise ArtifactError(f"{source.path}: weights of {streams} streams of {hidden}", DAMAGED)
     return hidden, streams, taps
 
 
-def _shape(source: RowSource, weights: Weights, name: str, least: int) -> tuple[int, ...]:
-    if name not in weights or len(weights[name].shape) < least:
+def _shape(source: RowSource, weights: Weights, name: str) -> tuple[int, ...]:
+    if name not in weights or len(weights[name].shape) < 2:
         raise _lacks(source, source.layers[0], name)
     return weights[name].shape
 

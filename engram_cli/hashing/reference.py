@@ -1,7 +1,8 @@
 """The definition of right: rows in plain NumPy. Every faster hash equals it to the bit.
 
-The other definitions of the hash, one a language, each tested against this one: Numba
-(`hashing.kernels`), torch (`runtime.reference`) and Triton (`runtime.kernels.lookup`).
+The other definitions of the hash are each tested against this one: Numba for streams
+(`hashing.kernels`) and for calls of a model (`runtime.cpu_kernels`), torch (`runtime.reference`)
+and Triton (`runtime.kernels.lookup`).
 """
 
 from __future__ import annotations

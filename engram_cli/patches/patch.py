@@ -9,39 +9,20 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import canonical_json
-from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.layout import short
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import RowType
+from engram_cli.rows.source import StoredSource
 
 MAX_DIM = 2**20
 _PIECE_BYTES = 2**24
-
-
-class HoldsRows(Protocol):
-    """What a patch is applied to, a `RowSource` for example (`rows.source`)."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def layout(self) -> HashLayout: ...
-    @property
-    def layers(self) -> tuple[int, ...]: ...
-    @property
-    def dim(self) -> int | None: ...
-    @property
-    def dtype(self) -> str | None: ...
-    @property
-    def digest(self) -> str | None: ...
-    def stored(self, layer: int, ids: ArrayLike) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Return the rows [n, width] at `ids` [n] as stored, and their scales."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -165,7 +146,7 @@ class Patch:
                 return f"row {ids[int(bad.argmax())]:,} has a value that is not finite"
         return None
 
-    def require_fits(self, base: HoldsRows) -> None:
+    def require_fits(self, base: StoredSource) -> None:
         """Raise MismatchError unless the rows are rows of `base`: layout, dtype, dim, layer scale.
 
         Whether it is the base that the patch was made for is not looked at.

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.patches.patch import HoldsRows, LayerPatch
+from engram_cli.patches.patch import LayerPatch
+from engram_cli.rows.source import StoredSource
 
 
-def read_rows(base: HoldsRows, layer: int, ids: NDArray[np.int64]) -> LayerPatch:
+def read_rows(base: StoredSource, layer: int, ids: NDArray[np.int64]) -> LayerPatch:
     """Return the rows of a base at `ids` as stored. Raises InputError, ArtifactError."""
     rows, scales = base.stored(layer, ids)
     return LayerPatch(ids=ids, rows=rows, scales=scales)

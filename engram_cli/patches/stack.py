@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import short
 from engram_cli.numbers import counted
-from engram_cli.patches.patch import HoldsRows, LayerPatch, Patch
+from engram_cli.patches.patch import LayerPatch, Patch
 from engram_cli.patches.replaced import read_rows, replaced_digest, rows_differ
+from engram_cli.rows.source import StoredSource
 
 Layers = Mapping[int, LayerPatch]
 
@@ -69,7 +70,7 @@ class Stack:
         return found + [conflict.line() for conflict in self.conflicts]
 
 
-def stack_patches(base: HoldsRows, patches: Sequence[Patch], *, any_base: bool = False) -> Stack:
+def stack_patches(base: StoredSource, patches: Sequence[Patch], *, any_base: bool = False) -> Stack:
     """Return the stack of `patches` on `base`.
 
     Raises MismatchError for a patch of another layout, dtype or layer scale, and, unless
@@ -101,7 +102,7 @@ def says_base(patch: Patch) -> bool:
     return patch.base is not None or patch.replaced is not None
 
 
-def other_base(patch: Patch, base: HoldsRows) -> MismatchError:
+def other_base(patch: Patch, base: StoredSource) -> MismatchError:
     """Return the error for a patch that was made for something else."""
     digest = "" if patch.base is None else f" ({short(patch.base.removeprefix('sampled '))})"
     return MismatchError(
@@ -163,7 +164,7 @@ def same_rows(one: Layers, two: Layers) -> tuple[int, int, int]:
     return (count, *first)
 
 
-def _made_on(base: HoldsRows, before: Sequence[Patch], patch: Patch) -> int | None:
+def _made_on(base: StoredSource, before: Sequence[Patch], patch: Patch) -> int | None:
     """Return after how many patches the base is what `patch` was made for; None if it never is."""
     if patch.replaced is None:
         return 0 if patch.base is not None and patch.base == base.digest else None

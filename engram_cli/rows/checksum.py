@@ -5,13 +5,16 @@ It finds damage, not forgery. `xxhsum -H64 FILE` prints the same digits.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 ALGORITHM = "xxh64"
-# The first two are those of `rows.kernels`, which needs Numba: it is imported to compute.
 PRIME_1 = 0x9E3779B185EBCA87
 PRIME_2 = 0xC2B2AE3D27D4EB4F
 _PRIME_3 = 0x165667B19E3779F9
@@ -35,8 +38,6 @@ class Checksum:
 
     def update(self, data: NDArray[np.uint8]) -> None:
         """Take the next bytes, uint8[n], contiguous."""
-        from engram_cli.rows import kernels
-
         self._size += len(data)
         if self._rest:
             need = min(_STRIPE - len(self._rest), len(data))
@@ -44,10 +45,15 @@ class Checksum:
             data = data[need:]
             if len(self._rest) < _STRIPE:
                 return
-            kernels.xxh64_stripes(np.frombuffer(bytearray(self._rest), np.uint64), self._lanes)
+            self._fold(np.frombuffer(self._rest, np.uint8))
         whole = len(data) // _STRIPE * _STRIPE
-        kernels.xxh64_stripes(_aligned(data[:whole]), self._lanes)
+        self._fold(data[:whole])
         self._rest = data[whole:].tobytes()
+
+    def _fold(self, data: NDArray[np.uint8]) -> None:
+        """Take whole stripes."""
+        if len(data):
+            _fold_stripes()(data.ctypes.data, len(data) // 8, self._lanes.ctypes.data)
 
     def update_zeros(self, count: int) -> None:
         """Take `count` zero bytes."""
@@ -81,9 +87,60 @@ def file_checksum(path: Path) -> str:
     return checksum.hexdigest()
 
 
-def _aligned(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    words = data.view(np.uint64)
-    return words if words.flags.aligned and words.flags.writeable else words.copy()
+@cache
+def _fold_stripes() -> Callable[[int, int, int], None]:
+    """Return a function of (address of words, their number, address of the four lanes), in place.
+
+    The number is a multiple of four, at least four; no word need be aligned. It reads 14 GB/s a
+    core where SHA-256 has 1.5. LLVM compiles it in 0.03 s; loading Numba for it would take 0.25 s.
+    """
+    from llvmlite import binding
+
+    with suppress(RuntimeError):  # of versions that need none
+        binding.initialize()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(opt=2)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(_stripes_code()), machine)
+    engine.finalize_object()
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+    function = kind(engine.get_function_address("fold"))
+    vars(function)["engine"] = engine  # which holds the code
+    return function
+
+
+def _stripes_code() -> str:
+    """Return the loop over stripes as LLVM's assembly."""
+    from llvmlite import ir
+
+    word = ir.IntType(64)
+    address = word.as_pointer()
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [address, word, address]), "fold")
+    words, count, lanes = function.args
+    first, loop, last = (function.append_basic_block() for _ in range(3))
+    builder = ir.IRBuilder(first)
+    places = [builder.gep(lanes, [word(lane)]) for lane in range(4)]
+    before = [builder.load(place) for place in places]
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    at, *running = [builder.phi(word) for _ in range(5)]
+    after = []
+    for lane, value in enumerate(running):
+        read = builder.load(builder.gep(words, [builder.add(at, word(lane))]), align=1)
+        value = builder.add(value, builder.mul(read, word(PRIME_2)))
+        value = builder.or_(builder.shl(value, word(31)), builder.lshr(value, word(33)))
+        after.append(builder.mul(value, word(PRIME_1)))
+    after.insert(0, builder.add(at, word(4)))
+    for phi, begin, then in zip((at, *running), (word(0), *before), after, strict=True):
+        phi.add_incoming(begin, first)
+        phi.add_incoming(then, loop)
+    builder.cbranch(builder.icmp_signed("<", after[0], count), loop, last)
+    builder.position_at_end(last)
+    for place, value in zip(places, after[1:], strict=True):
+        builder.store(value, place)
+    builder.ret_void()
+    return str(module)
 
 
 def _tail(value: int, rest: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Numba kernels over the stored bytes of rows: checksums, gathering rows, and their products."""
+"""Numba kernels over the stored bytes of rows: gathering rows, and their products."""
 
 from __future__ import annotations
 
@@ -7,29 +7,9 @@ from numba import float64, int32, int64, uint64
 
 from engram_cli.jit import copy_from, kernel, madvise, mincore, prefetch_at
 
-PRIME_1 = 0x9E3779B185EBCA87
-PRIME_2 = 0xC2B2AE3D27D4EB4F
 _TILE = 1024  # rows whose addresses are kept at a time
 _AHEAD = 32  # rows
 _WILLNEED = 3  # MADV_WILLNEED of Linux, macOS and the BSDs
-
-
-@kernel("void(uint64[::1], uint64[::1])")
-def xxh64_stripes(words, lanes):  # type: ignore[no-untyped-def]
-    """Fold `words` (a multiple of four) into `lanes` [4]: 14 GB/s a core where SHA-256 has 1.6."""
-    p1 = uint64(PRIME_1)
-    p2 = uint64(PRIME_2)
-    a, b, c, d = lanes[0], lanes[1], lanes[2], lanes[3]
-    for i in range(0, words.size, 4):
-        a += words[i] * p2
-        b += words[i + 1] * p2
-        c += words[i + 2] * p2
-        d += words[i + 3] * p2
-        a = ((a << uint64(31)) | (a >> uint64(33))) * p1
-        b = ((b << uint64(31)) | (b >> uint64(33))) * p1
-        c = ((c << uint64(31)) | (c >> uint64(33))) * p1
-        d = ((d << uint64(31)) | (d >> uint64(33))) * p1
-    lanes[0], lanes[1], lanes[2], lanes[3] = a, b, c, d
 
 
 @kernel("void(float32[:,::1], float32[:,::1], float64[:,::1])")

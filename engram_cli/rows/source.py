@@ -34,20 +34,15 @@ class Span:
     stride: int = 0
 
 
-class RowSource(Protocol):
-    """The rows of an artifact, of whatever format. All methods may run in threads.
+class StoredSource(Protocol):
+    """The layout of an artifact's rows, and the rows as stored: what a patch needs of its base.
 
-    `format` is the name under which the format is registered. `layout` is bound to its vocabulary
-    map; `layers` are those of its layers that have rows here, each `layout.layer(n).rows` high. A
-    row is `dim` values stored as `dtype`; both are None for an artifact that has no vectors.
-    `digest` names the content, None where the format has no such thing.
-
-    Methods raise InputError for a layer, a part or rows that are not there, ArtifactError for
-    a file that cannot be read.
+    `layout` is bound to its vocabulary map; `layers` are those of its layers that have rows here,
+    each `layout.layer(n).rows` high. A row is `dim` values stored as `dtype`; both are None for an
+    artifact that has no vectors. `digest` names the content, None where the format has no such
+    thing.
     """
 
-    @property
-    def format(self) -> str: ...
     @property
     def path(self) -> Path: ...
     @property
@@ -60,6 +55,23 @@ class RowSource(Protocol):
     def dtype(self) -> str | None: ...
     @property
     def digest(self) -> str | None: ...
+
+    def stored(self, layer: int, ids: ArrayLike) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Return the rows [n, width] at `ids` [n] as stored, and their scales.
+
+        Scales are [n, scales a row], [1] for a layer that has one, None for unscaled dtypes.
+        """
+
+
+class RowSource(StoredSource, Protocol):
+    """The rows of an artifact, of whatever format. All methods may run in threads.
+
+    `format` is the name under which the format is registered. Methods raise InputError for a layer,
+    a part or rows that are not there, ArtifactError for a file that cannot be read.
+    """
+
+    @property
+    def format(self) -> str: ...
 
     @property
     def has_hits(self) -> bool:
@@ -81,12 +93,6 @@ class RowSource(Protocol):
         """Read `count` rows of a part from `first` on, as stored: [count, ...].
 
         The scales of a layer that has one for all rows are [1], whatever is asked for.
-        """
-
-    def stored(self, layer: int, ids: ArrayLike) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Return the rows [n, width] at `ids` [n] as stored, and their scales.
-
-        Scales are [n, scales a row], [1] for a layer that has one, None for unscaled dtypes.
         """
 
     def vectors(self, layer: int, ids: ArrayLike) -> NDArray[np.float32]:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from engram_cli.runtime.evaluation import evaluate_losses as evaluate_losses
     from engram_cli.runtime.fitting import FitResult as FitResult
     from engram_cli.runtime.fitting import fit as fit
+    from engram_cli.runtime.restoring import load as load
     from engram_cli.runtime.row_optimisers import RowwiseAdagrad as RowwiseAdagrad
     from engram_cli.runtime.row_optimisers import RowwiseAdam as RowwiseAdam
-    from engram_cli.runtime.saving import load as load
     from engram_cli.runtime.saving import save_engram as save_engram
     from engram_cli.runtime.sharding.trained.states import load_row_states as load_row_states
     from engram_cli.runtime.sharding.trained.states import save_row_states as save_row_states
@@ -49,7 +49,7 @@ _HOMES = {
     "clip_grad_norm": "sparse_gradients",
     "evaluate_losses": "evaluation",
     "fit": "fitting",
-    "load": "saving",
+    "load": "restoring",
     "load_row_states": "sharding.trained.states",
     "parameter_groups": "training",
     "parameters_summary": "training",

@@ -21,16 +21,11 @@ from torch import Tensor, nn
 from engram_cli.errors import InputError, RuntimeAttachError
 from engram_cli.files import local_path
 from engram_cli.formats import checkpoint
-from engram_cli.formats.bundle import (
-    DESCRIPTION,
-    Bundle,
-    bundle_folder,
-    read_bundle,
-    saved_bundles,
-)
+from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle, saved_bundles
+from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.bundle_patches import patched_bundle
 from engram_cli.formats.checkpoint_reference import CheckpointReference
-from engram_cli.patches import Patch
+from engram_cli.patches.patch import Patch
 from engram_cli.runtime import loading
 from engram_cli.runtime.carried import (
     NAME,

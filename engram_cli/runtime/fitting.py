@@ -211,7 +211,7 @@ class _Fitting:
         self._means = {name: torch.zeros_like(weight) for name, weight in self._exact.items()}
         self._squares = {name: torch.zeros_like(weight) for name, weight in self._exact.items()}
         self._units: dict[str, Tensor] = {}
-        self._basis = self._moment = torch.empty(0)
+        self._basis = torch.empty(0)
         self._done = 0
 
     def start(self, windows: Sequence[Window]) -> None:

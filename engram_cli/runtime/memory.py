@@ -104,6 +104,7 @@ class Memory(nn.Module):
         # Its states on caches are no other's, nor those of what was attached by its name before.
         self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.conv_receptive_fields}"
         self.active = True
+        self.patched = False  # in evaluations: takes the place of the memory without the patches
         self.asked = "hbm"  # the placement asked for, and what was resolved
         self.placement: Placement | ShardedPlacement | None = None
         self.tiers, self.shards = self._find_placed()

@@ -28,13 +28,8 @@ from engram_cli.runtime.adapters import adapted
 from engram_cli.runtime.carried import memories, plain_name
 from engram_cli.runtime.hooks import memory_in
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.saving import (
-    States,
-    base_states,
-    computed_states,
-    fill_memory,
-    write_memory,
-)
+from engram_cli.runtime.restoring import fill_memory
+from engram_cli.runtime.saving import States, base_states, computed_states, write_memory
 from engram_cli.runtime.sharding.trained.rows import sharded_rows
 from engram_cli.temporary import discard
 

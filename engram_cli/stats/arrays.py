@@ -208,8 +208,10 @@ def _write_chunk(folder: Path, values: NDArray[Any], begin: int) -> None:
     own = values[begin : begin + _CHUNK]
     if not own.any():
         return
-    whole = np.zeros(min(_CHUNK, len(values)), dtype=values.dtype.newbyteorder("<"))
-    whole[: len(own)] = own
+    whole = np.ascontiguousarray(own, dtype=values.dtype.newbyteorder("<"))
+    if len(own) < min(_CHUNK, len(values)):
+        whole = np.zeros(min(_CHUNK, len(values)), dtype=whole.dtype)
+        whole[: len(own)] = own
     packed = pa.Codec("zstd", compression_level=_LEVEL).compress(whole.view(np.uint8), asbytes=True)
     (folder / str(begin // _CHUNK)).write_bytes(packed)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,13 +19,13 @@ from engram_cli.stats.names import Names
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.sampling.by_use import uses_of
 from engram_cli.stats.sampling.distinct import NgramSample
-from engram_cli.stats.sampling.known import known_ngrams
+from engram_cli.stats.sampling.known import SampleHits, known_ngrams
 from engram_cli.stats.sampling.occurrences import Occurrences, OccurrenceSample, drawn_ngrams
 from engram_cli.stats.sampling.text_ngrams import AllNgrams
 from engram_cli.stats.statistic import Counted, Results, read_typed
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import Counts
-from engram_cli.stats.verdict_view import verdict_view
+from engram_cli.stats.verdict_view import stated_verdict, verdict_view
 from engram_cli.view import Column, Page, Table, View
 from engram_cli.view import counts as table_columns
 from engram_cli.vocab.compress import CompressedVocab
@@ -56,15 +57,16 @@ def count_results(
     chosen = tuple(samples) or counts.samples
     orders = counts.layout.orders
     drawn = [None] * len(orders) if occurrences is None else drawn_ngrams(occurrences, orders)
+    hits = tuple(SampleHits(counts=counts, sample=sample) for sample in chosen)
     with ThreadPoolExecutor(processors()) as pool:  # hits are gathered without the interpreter lock
         uses = pool.map(
-            lambda sample, some: None if some is None else uses_of(counts, sample, some),
-            *(chosen, drawn),
+            lambda own, some: None if some is None else uses_of(own, some),
+            *(hits, drawn),
         )
         known = pool.map(partial(known_ngrams, counts), chosen, drawn)
         counted = Counted(
             counts=counts,
-            samples=chosen,
+            hits=hits,
             uses=tuple(uses),
             known=tuple(known),
             names=Names(counts.layout, vocab),
@@ -88,10 +90,16 @@ def all_results(whole: Partial, vocab: CompressedVocab | None = None) -> dict[st
     return count_results(whole.counts, vocab, every, occurrences) | whole.results()
 
 
-def split_results(results: Mapping[str, object]) -> dict[str, Any]:
-    """Return results as the fields of a command's result: `orders`, `columns` and `sections`."""
-    sections = {key: each for key, each in results.items() if key not in ("orders", "columns")}
-    return {"orders": results["orders"], "columns": results["columns"], "sections": sections}
+def split_results(results: Results) -> dict[str, Any]:
+    """Return results as the fields of a command's: `orders`, `columns`, `sections`, `verdict`.
+
+    Raises ArtifactError for results that no counting leaves.
+    """
+    found = dict(results.found)
+    orders, columns = found.pop("orders"), found.pop("columns")
+    with _undamaged("verdict"):
+        verdict = stated_verdict(results)
+    return {"orders": orders, "columns": columns, "sections": found, "verdict": verdict}
 
 
 def read_results(statistics: Statistics) -> Results:
@@ -111,17 +119,24 @@ def draw_results(results: Results) -> tuple[View, ...]:
     """
     views: list[View] = []
     for key in ("verdict", *STATISTICS):
-        try:
+        with _undamaged(key):
             if key == "verdict":
                 views += verdict_view(results)
                 continue
             statistic = STATISTICS.load(key)
             result = results.get(statistic)
             views += [] if result in (None, ()) else statistic.view(result, results)
-        except _DAMAGE as error:
-            said = f"{type(error).__name__}: {error}"[:200]
-            raise ArtifactError(f"'{key}' cannot be drawn ({said})", REMAKE) from None
     return tuple(views)
+
+
+@contextmanager
+def _undamaged(key: str) -> Iterator[None]:
+    """Raise ArtifactError in place of what damaged results raise in the block."""
+    try:
+        yield
+    except _DAMAGE as error:
+        said = f"{type(error).__name__}: {error}"[:200]
+        raise ArtifactError(f"'{key}' cannot be drawn ({said})", REMAKE) from None
 
 
 def statistics_page(statistics: Statistics, facts: Sequence[tuple[str, str]] = ()) -> Page:

@@ -18,7 +18,7 @@ from engram_cli.stats.collector import Collector, CollectorPartial
 from engram_cli.stats.names import Names
 from engram_cli.stats.sampling.by_use import Uses
 from engram_cli.stats.sampling.distinct import NgramSample
-from engram_cli.stats.sampling.known import KnownNgrams
+from engram_cli.stats.sampling.known import KnownNgrams, SampleHits
 from engram_cli.stats.state import State
 from engram_cli.stats.totals import Counts
 from engram_cli.typed_json import read_json_as
@@ -36,16 +36,21 @@ T = TypeVar("T")
 class Counted:
     """A counted corpus, as statistics without a collector need it.
 
-    `samples`: the n-grams to go by, one sample for each order; `uses`: what stands for all
-    occurrences of each order, None where the sample is complete; `known`: the n-grams whose counts
-    or upper bounds are known; `names`: their texts.
+    `hits`: the n-grams to go by, one sample for each order, with the hits of their rows; `uses`:
+    what stands for all occurrences of each order, None where the sample is complete; `known`: the
+    n-grams whose counts or upper bounds are known; `names`: their texts.
     """
 
     counts: Counts
-    samples: tuple[NgramSample, ...]
+    hits: tuple[SampleHits, ...]
     uses: tuple[Uses | None, ...]
     known: tuple[KnownNgrams, ...]
     names: Names
+
+    @property
+    def samples(self) -> tuple[NgramSample, ...]:
+        """The samples alone."""
+        return tuple(hits.sample for hits in self.hits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

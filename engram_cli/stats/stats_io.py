@@ -138,7 +138,7 @@ class Statistics:
 
 def write_stats(
     counts: Counts,
-    results: Mapping[str, object],
+    results: Callable[[], Mapping[str, object]],
     path: Path,
     *,
     corpus: Mapping[str, int] | None = None,
@@ -146,21 +146,21 @@ def write_stats(
     texts: Mapping[int, str] | None = None,
     force: bool = False,
     finished: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Write a statistics folder, whole or not at all. Raises OutputError.
+) -> Mapping[str, object]:
+    """Write a statistics folder, whole or not at all; return the results. Raises OutputError.
 
-    `results`: the typed results of statistics, by their keys in stats.json. `corpus`: numbers of
-    the corpus itself to keep, such as its files and bytes. `partials`: what the results come from,
-    for merging. `texts`: of each compressed id in the samples, None where no vocabulary is there.
-    The same arguments give the same bytes. `finished` is called with the digest before the folder
-    is in place.
+    `results` gives the typed results of statistics, by their keys in stats.json; counters and
+    samples are written meanwhile. `corpus`: numbers of the corpus itself to keep, such as its files
+    and bytes. `partials`: what the results come from, for merging. `texts`: of each compressed id
+    in the samples, None where no vocabulary is there. The same arguments give the same bytes.
+    `finished` is called with the digest before the folder is in place.
     """
     with new_folder(path, STATISTICS_FOLDER, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
         rows = {name: f"row_{name}" for name in counters}
         meanings = {name: f"look-ups of each row of layer {name}" for name in counters}
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
             writing = pool.submit(
                 write_arrays,
                 part / COUNTERS,
@@ -168,10 +168,11 @@ def write_stats(
                 rows | {"lookup": "token_id"},
                 meanings | {"lookup": "compressed id of each token id, -1 for none"},
             )
-            write_samples(counts.samples, part / SAMPLE, texts)
+            sampling = pool.submit(_write_samples, counts.samples, part / SAMPLE, texts)
+            found = results()
+            about, stored = write_partials(part, partials or {})
             digests = {f"{COUNTERS}/{name}": value for name, value in writing.result().items()}
-        digests |= {f"{SAMPLE}/{s.order}": sample_digest(s) for s in counts.samples}
-        about, stored = write_partials(part, partials or {})
+            digests |= sampling.result()
         digests |= {f"{LONG}/{name}": digest for name, digest in stored.items()}
         document = {
             "format": FORMAT,
@@ -179,13 +180,22 @@ def write_stats(
             "tool_version": __version__,
             "complete": True,
             "corpus": dict(corpus or {}),
-            **figures_document(counts, results),
+            **figures_document(counts, found),
             "partials": about,
             "arrays": digests,
         }
         document["digest"] = _digest(document)
         (part / DOCUMENT).write_bytes(canonical_json(document))
         finished(str(document["digest"]))
+    return found
+
+
+def _write_samples(
+    samples: tuple[NgramSample, ...], path: Path, texts: Mapping[int, str] | None
+) -> dict[str, str]:
+    """Write the samples; return the digest of each, by its name in stats.json."""
+    write_samples(samples, path, texts)
+    return {f"{SAMPLE}/{sample.order}": sample_digest(sample) for sample in samples}
 
 
 def figures_document(counts: Counts, results: Mapping[str, object]) -> dict[str, Any]:

@@ -84,14 +84,26 @@ class Caught:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LargerCorpus:
+    """The share of look-ups that meet a shared row in a corpus `factor` times as large.
+
+    `error`: its standard error.
+    """
+
+    factor: int
+    shared: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What is known of a table of this size; shares are means over all heads.
 
     `used`: of the rows, at least once; `shared`: of look-ups, between `least_shared` and
     `most_shared` in single heads; `ideal`: the same for a random hash. `none_clean`: of look-ups,
     no head holds their n-gram alone, in the worst order and layer; None where unknown.
-    `ahead`: `ideal` for a corpus ten times as large, with its standard error; None where the
-    corpus predicts nothing, and `grown` says whether growth was measured.
+    `larger_corpus`: None where the corpus predicts nothing, and `growth_measured` says whether
+    growth was measured.
     """
 
     orders: tuple[OrderSize, ...]
@@ -106,8 +118,8 @@ class Verdict:
     targets: tuple[Target, ...]
     caught: tuple[Caught, ...]
     none_clean: float | None
-    ahead: tuple[float, float] | None
-    grown: bool
+    larger_corpus: LargerCorpus | None
+    growth_measured: bool
 
     def sharing(self, factor: float) -> float:
         """Return the mean over orders of `OrderSize.sharing`."""
@@ -154,8 +166,8 @@ def verdict_of(results: Results) -> Verdict | None:
         ),
         caught=tuple(_caught(results, columns)),
         none_clean=max(clean, default=None),
-        ahead=_ahead(results, orders),
-        grown=results.get(GROWTH) is not None,
+        larger_corpus=_larger_corpus(results, orders),
+        growth_measured=results.get(GROWTH) is not None,
     )
 
 
@@ -199,8 +211,8 @@ def _rounded_up(value: float) -> int:
     return math.ceil(value / step) * step
 
 
-def _ahead(results: Results, orders: Sequence[OrderSize]) -> tuple[float, float] | None:
-    """Return the sharing of a corpus ten times as large at this size, and its error."""
+def _larger_corpus(results: Results, orders: Sequence[OrderSize]) -> LargerCorpus | None:
+    """Return the sharing of a corpus ten times as large at this size: that of a random hash."""
     curves = {entry.order: entry for entry in results.listed(GROWTH)}
     shares, errors = [], []
     for order in orders:
@@ -214,7 +226,7 @@ def _ahead(results: Results, orders: Sequence[OrderSize]) -> tuple[float, float]
         )
         shares.append(later)
         errors.append(more - later)
-    return mean(shares), mean(errors)
+    return LargerCorpus(factor=_AHEAD, shared=mean(shares), error=mean(errors))
 
 
 def _caught(results: Results, columns: Sequence[ColumnStats]) -> Iterable[Caught]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from engram_cli.charts import Axis, Curve, LineChart, Mark, order_curve, share_axis
 from engram_cli.numbers import brief, count, counted, percent
@@ -22,6 +23,38 @@ _SOURCES = {
     "counted": "looked up by the text that chose them, which flatters; --holdout 0.1 tries others",
     "bounds": "bounds from the hits of rows; --holdout 0.1 measures it",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextCommand:
+    """A command to run next, and what it `gives`."""
+
+    command: str
+    gives: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatedVerdict:
+    """The verdict in a sentence, its `figures`, and the commands to run `next`."""
+
+    headline: str
+    figures: Verdict
+    next: tuple[NextCommand, ...]
+
+
+def stated_verdict(results: Results) -> StatedVerdict | None:
+    """Return the verdict for programs; None without the results it rests on."""
+    verdict = verdict_of(results)
+    if verdict is None:
+        return None
+    return StatedVerdict(
+        headline=headline(verdict).replace("\u202f", " "),
+        figures=verdict,
+        next=tuple(
+            NextCommand(command=command, gives=gives.replace("\u202f", " "))
+            for command, gives in _commands(verdict)
+        ),
+    )
 
 
 def verdict_view(results: Results) -> tuple[View, ...]:
@@ -121,13 +154,13 @@ def _cached(caught: tuple[Caught, ...]) -> str:
 
 
 def _growth(verdict: Verdict) -> str:
-    if verdict.ahead is not None:
-        share, error = verdict.ahead
+    larger = verdict.larger_corpus
+    if larger is not None:
         return (
-            f"with 10 times the tokens of the same kind, {percent(share)} ±{100 * error:.1f} of "
-            "look-ups would share a row"
+            f"with {larger.factor} times the tokens of the same kind, {percent(larger.shared)} "
+            f"±{100 * larger.error:.1f} of look-ups would share a row"
         )
-    if not verdict.grown:
+    if not verdict.growth_measured:
         return "not measured: --no-growth, or documents were removed"
     return "not predicted: this takes about 150 documents, or pieces of 16,384 tokens"
 

@@ -13,7 +13,8 @@ from engram_cli.formats.bundle import BUNDLE_NAME
 from engram_cli.runtime.carried import memory_of
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import MemoryModule, Rows
-from engram_cli.runtime.saving import load, save_engram
+from engram_cli.runtime.restoring import load
+from engram_cli.runtime.saving import save_engram
 
 _MOST_ROWS = 4096  # of a step, whose norms are looked at
 

@@ -13,7 +13,7 @@ from engram_cli.errors import DependencyError, InputError
 from engram_cli.formats.bundle import bundle_folder, read_bundle
 from engram_cli.runtime.attach import attach
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.saving import load
+from engram_cli.runtime.restoring import load
 from engram_cli.runtime.training import row_parameters
 from engram_cli.training import defaults
 

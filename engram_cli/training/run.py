@@ -67,6 +67,26 @@ def make_trainer(
     progress: Progress,
 ) -> EngramTrainer:
     """Return the Trainer of a run; `texts`: to train on, and held out. Checkpoints in `folder`."""
+    arguments = _arguments(task, steps, folder)
+    if task.gradient_checkpointing:
+        _checkpoint_activations(model)
+    callbacks: list[TrainerCallback] = [EngramCallback(saves=True)] if memories(model) else []
+    callbacks += [WholeCheckpoints(), _Report(progress)]
+    callbacks.append(EarlyStoppingCallback(task.patience))
+    trainer = EngramTrainer(
+        model,
+        arguments,
+        saves_model=task.full or task.lora is not None,
+        train_dataset=texts[0],
+        eval_dataset=texts[1],
+        optimizers=(make_optimiser(model, rows=task.row_optimiser, **task.rates), None),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(task: Task, steps: int, folder: Path) -> TrainingArguments:
     every = -(-steps // defaults.EVALUATIONS)
     world = dist.get_world_size() if dist.is_initialized() else 1
     arguments = TrainingArguments(
@@ -104,22 +124,7 @@ def make_trainer(
         arguments._setup_devices = torch.device("cpu")
     if world == 1:
         arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel, which copies the model
-    if task.gradient_checkpointing:
-        _checkpoint_activations(model)
-    callbacks: list[TrainerCallback] = [EngramCallback(saves=True)] if memories(model) else []
-    callbacks += [WholeCheckpoints(), _Report(progress)]
-    callbacks.append(EarlyStoppingCallback(task.patience))
-    trainer = EngramTrainer(
-        model,
-        arguments,
-        saves_model=task.full or task.lora is not None,
-        train_dataset=texts[0],
-        eval_dataset=texts[1],
-        optimizers=(make_optimiser(model, rows=task.row_optimiser, **task.rates), None),
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return arguments
 
 
 def _checkpoint_activations(model: Any) -> None:

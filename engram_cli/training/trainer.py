@@ -13,7 +13,7 @@ from engram_cli.files import canonical_json, inner_file, read_json
 from engram_cli.formats.bundle import BUNDLE_NAME
 from engram_cli.runtime.carried import memories
 from engram_cli.runtime.pretrained import set_aside
-from engram_cli.runtime.saving import load
+from engram_cli.runtime.restoring import load
 from engram_cli.runtime.sharding.trained.rows import ShardedRows
 from engram_cli.runtime.sharding.trained.states import (
     keep_own_states,

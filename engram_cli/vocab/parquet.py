@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from engram_cli.arrow import integers
+from engram_cli.arrow import booleans, integers
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import output_errors, parse_json
 from engram_cli.outputs import Kind, Listing, new_file
@@ -115,7 +115,7 @@ def read_vocab(path: str | Path) -> CompressedVocab:
     table, about = _read(readable_path(path), _SCHEMA.names)
     lookup = _lookup(readable_path(path), table, about)
     texts, tokens, keys = (_Texts(table[name]) for name in ("text", "token", "key"))
-    special = [i for i, is_special in enumerate(table["special"].to_pylist()) if is_special]
+    special = np.flatnonzero(booleans(table["special"])).tolist()
     return CompressedVocab(
         lookup=lookup,
         size=int(lookup.max(initial=HOLE)) + 1,
@@ -152,7 +152,7 @@ def read_token(path: str | Path, token_id: int) -> StoredToken:
     ArtifactError."""
     table, about = _read(readable_path(path), ["token_id", "token", "compressed_id", "special"])
     lookup = _lookup(readable_path(path), table, about)
-    special = np.array(table["special"].to_pylist(), dtype=np.bool_)
+    special = booleans(table["special"])
     alike = np.flatnonzero((lookup == lookup[token_id]) & ~special)
     ordinary = None
     if len(alike):

@@ -18,7 +18,7 @@ from runner import Case
 from small_tokenizers import byte_level_tokenizer
 
 from engram_cli.commands.convert.to import convert
-from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows.gguf_file import read_header
 from engram_cli.vocab.compress import compress_vocab

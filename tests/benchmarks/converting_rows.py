@@ -19,7 +19,7 @@ from runner import Case
 from small_tokenizers import byte_level_tokenizer
 
 from engram_cli.commands.convert.to import convert
-from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.vocab.compress import compress_vocab
 
 ROWS = 2_000_000  # of 264 bytes, in two layers: 528 MB

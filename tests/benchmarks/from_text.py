@@ -73,7 +73,7 @@ def case(folder: Path, scheme: str, rounds: int) -> Case:
         counting.append(round(done.seconds, 3))
         return done.tokens
 
-    total = tokenise(files, FastEncoder(loaded))
+    total = tokenise(files, FastEncoder(loaded.path))
     return Case(
         name=f"{scheme}, one layer, text to a statistics folder, tokenizers",
         amount=total,

@@ -5,7 +5,8 @@ A benchmark module has `cases()`: named groups of contestants that must give equ
     python tests/benchmarks/runner.py hashing
 
 with the package and its test extra installed; the figures go to tests/benchmarks/results, and
-docs/benchmarks.md and docs/reference/how-fast.md are written again from all of them.
+docs/benchmarks.md and docs/reference/how-fast.md are written again from all of them. Without a name
+nothing is measured, and the pages are written.
 """
 
 from __future__ import annotations
@@ -186,41 +187,42 @@ def page() -> str:
         'machine in one run, so compare ratios. "engram" is this package.',
     ]
     for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
-        machine = result["machine"]
-        cpu = f"{machine['cpu']}, {machine['cores']} cores"
-        if "gpu" in machine:
-            cpu = f"{machine['gpu']}; {cpu}"
-        used = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-        parts += [
-            f"## {path.stem}",
-            result["about"],
-            f"{cpu}; {used}; commit {result['commit']}.",
-        ]
-        if "notes" in result:
-            parts.append(result["notes"])
-        if "rows" in result:
-            parts.append(_versions_table(result["rows"]))
-        if "table" in result:
-            parts.append(_plain_table(**result["table"]))
-        for case in result.get("cases", ()):
-            parts.append(f"### {case['name']}")
-            if "bound" in case:
-                parts.append(_device_table(case))
-                continue
-            if case["notes"]:
-                parts.append(case["notes"])
-            if "gb_s" in case["rows"][0]:
-                parts.append(_call_table(case))
-                continue
-            more = "more_ms" in case["rows"][0]
-            table = [
-                f"| contestant | {case['unit']}/s | ratio |" + " ms more |" * more,
-                "| --- | ---: | ---: |" + " ---: |" * more,
-            ]
-            table += [_line(row) for row in case["rows"]]
-            parts.append("\n".join(table))
+        parts += shown(path.stem, json.loads(path.read_text()))
     return "\n\n".join(parts) + "\n"
+
+
+def shown(name: str, result: dict[str, Any]) -> list[str]:
+    """Return the blocks of the page that show a result."""
+    machine = result["machine"]
+    cpu = f"{machine['cpu']}, {machine['cores']} cores"
+    if "gpu" in machine:
+        cpu = f"{machine['gpu']}; {cpu}"
+    used = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
+    parts = [f"## {name}", result["about"], f"{cpu}; {used}; commit {result['commit']}."]
+    if "notes" in result:
+        parts.append(result["notes"])
+    if "rows" in result:
+        parts.append(_versions_table(result["rows"]))
+    if "table" in result:
+        parts.append(_plain_table(**result["table"]))
+    for case in result.get("cases", ()):
+        parts.append(f"### {case['name']}")
+        if "bound" in case:
+            parts.append(_device_table(case))
+            continue
+        if case["notes"]:
+            parts.append(case["notes"])
+        if "gb_s" in case["rows"][0]:
+            parts.append(_call_table(case))
+            continue
+        more = "more_ms" in case["rows"][0]
+        table = [
+            f"| contestant | {case['unit']}/s | ratio |" + " ms more |" * more,
+            "| --- | ---: | ---: |" + " ---: |" * more,
+        ]
+        table += [_line(row) for row in case["rows"]]
+        parts.append("\n".join(table))
+    return parts
 
 
 def _device_table(case: dict[str, Any]) -> str:
@@ -271,7 +273,9 @@ def _call_table(case: dict[str, Any]) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     more = f" {row['more_ms']:,.1f} |" if "more_ms" in row else ""
-    return f"| {row['name']} | {row['rate']:,.0f} | {row['ratio']:.2f} |{more}"
+    rate = row["rate"]
+    shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    return f"| {row['name']} | {shown} | {row['ratio']:.2f} |{more}"
 
 
 if __name__ == "__main__":

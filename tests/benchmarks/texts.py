@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.demo.command import library_folder, standard_library
 from engram_cli.corpus.encode import FastEncoder
-from engram_cli.vocab.tokenizer import load_tokenizer
 
 FOLDERS = ("/usr/share/doc", "/usr/share/man")
 _BATCH = 256
@@ -30,7 +29,7 @@ def texts(size: int) -> list[str]:
 
 def tokens(tokenizer: Path, count: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """`count` token ids int32[T] and document starts bool[T], cycled where there is less text."""
-    encoder = FastEncoder(load_tokenizer(tokenizer))
+    encoder = FastEncoder(tokenizer)
     found = texts(4 * count)
     parts, lengths = [], []
     for begin in range(0, len(found), _BATCH):

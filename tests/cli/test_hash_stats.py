@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,21 @@ def test_this_corpus_has_the_ngrams_of_the_ngrams_table(
         assert row[3:5] == ["40", "k"]
         assert " ".join(row[5:7]) == brief(entry["distinct"]).replace("\u202f", " ")
         assert row[7] == f"{100 * entry['distinct_error'] / entry['distinct']:.1f}"
+
+
+def test_json_has_the_verdict_of_what_was_counted_merged_and_changed(corpus: Path) -> None:
+    document = json.loads(run(corpus, "--json"))
+    verdict, rows = document["verdict"], document["verdict"]["figures"]["total_rows"]
+    assert verdict["headline"].startswith("The table is ")
+    used = sum(each["occupied"] for each in document["columns"])
+    assert verdict["figures"]["used"] == pytest.approx(used / rows)
+    assert [set(each) for each in verdict["next"]] == [{"command", "gives"}] * 3
+    stats, out = str(corpus / "engram-stats"), ["--out", str(corpus / "out"), "--force", "--json"]
+    other = str(shutil.copytree(stats, corpus / "other"))
+    for more in (["--merge", stats, other], ["--to", stats, "--add", str(corpus / "ids.npy")]):
+        done = CliRunner().invoke(app, ["hash-stats", *more, *out, "--workspace", str(corpus)])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["verdict"]["figures"]["total_rows"] == rows
 
 
 def test_no_growth_leaves_it_out(corpus: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 import typer
 
 from engram_cli.cli.app import app
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.options import unescape
 from engram_cli.commands.requests.plan import Budget, PlanRequest
-from engram_cli.commands.requests.tables import BuildTableRequest, ConvertRequest
+from engram_cli.commands.requests.tables import BuildTableRequest
 
 ALL = typer.main.get_command(app).commands
 GROUPS = {name: command for name, command in ALL.items() if hasattr(command, "commands")}

@@ -11,7 +11,7 @@ from patching.patched import artifact, contents, opened, patch_of
 
 from engram_cli.errors import OutputError
 from engram_cli.files import output_errors
-from engram_cli.patches import write_patch
+from engram_cli.patches.patch_file import write_patch
 from engram_cli.table.lock import build_lock
 
 PATCH = "one.patch.safetensors"

@@ -15,7 +15,7 @@ from small_tokenizers import byte_level_tokenizer
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import CorpusError
-from engram_cli.patches import write_patch
+from engram_cli.patches.patch_file import write_patch
 
 GEOMETRY = ("--rows-per-head", "40", "--layers", "1", "--heads", "2", "-q")
 GIVEN = {

@@ -13,7 +13,7 @@ from patching.patched import artifact, contents, opened, patch_of
 
 from engram_cli.commands.patch.target import open_target
 from engram_cli.numbers import percent
-from engram_cli.patches import write_patch
+from engram_cli.patches.patch_file import write_patch
 
 
 @pytest.fixture

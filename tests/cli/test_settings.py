@@ -62,6 +62,14 @@ def test_counting_with_a_preset_is_not_changed_by_engram_toml(ready: Engram) -> 
     assert json.loads(done.out)["layers"] == [1, 15]
 
 
+def test_training_a_given_bundle_leaves_out_the_layout_of_engram_toml(ready: Engram) -> None:
+    (ready.folder / "engram.toml").write_text(LAYOUT + "[train]\ndim = 4\n")
+    (ready.folder / "ckpt" / "engram").mkdir(parents=True)
+    asked = ("train", "ckpt", "corpus.txt", "--held-out", "held.txt", "--bundle", "ckpt/engram")
+    assert "has no config.json" in ready(*asked).err  # all options were taken
+    assert "--bundle with options of a new table" in ready(*asked, "--heads", "3").err
+
+
 def test_a_layout_in_engram_toml_is_left_out_where_it_does_not_belong(ready: Engram) -> None:
     small = ("--rows-per-head", "900", "--layers", "1", "-q")
     assert ready("build-table", *small, "--dim", "4").code == 0

@@ -22,7 +22,9 @@ from engram_cli.errors import (
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.table.inits import make_init
 from engram_cli.table.store import open_table
-from engram_cli.vocab.compress import CompressedVocab, compress_vocab
+from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.kept import token_map
+from engram_cli.vocab.lookup import VocabMap
 from engram_cli.vocab.parquet import write_vocab
 
 
@@ -79,17 +81,17 @@ def test_the_arithmetic_is_right_and_comes_first(checkpoint: Path, table: Path) 
     assert 0 <= dense - result.cost.dense_bytes <= 8192
 
 
-def test_the_vocabulary_is_compressed_again_only_if_no_file_has_its_digest(
+def test_the_vocabulary_is_looked_up_only_if_no_file_has_its_digest(
     checkpoint: Path, small_vocab: CompressedVocab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A vocabulary next to the table says which tokenizer it was made from."""
     calls = []
 
-    def counted(source: Path) -> CompressedVocab:
+    def counted(source: Path) -> VocabMap:
         calls.append(source)
-        return compress_vocab(source)
+        return token_map(source)
 
-    monkeypatch.setattr(attach_layers, "compress_vocab", counted)
+    monkeypatch.setattr(attach_layers, "token_map", counted)
     table = build(checkpoint.parent / "engram-table.zarr", small_vocab)
     attach_checkpoint(request(checkpoint, table, dry_run=True))
     assert calls == [checkpoint / "tokenizer.json"]

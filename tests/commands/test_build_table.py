@@ -83,7 +83,7 @@ def count_corpus(path: Path, layout: HashLayout) -> Counts:
     counts = Counts(
         layout=layout, tokens=500, documents=1, joined=False, hits=hits, samples=samples
     )
-    stats_io.write_stats(counts, {"orders": (), "columns": ()}, path)
+    stats_io.write_stats(counts, lambda: {"orders": (), "columns": ()}, path)
     return counts
 
 

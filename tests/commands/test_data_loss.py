@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands.broken_off import Heard
-from commands.killed_commands import JOBS, Job, make_base
+from commands.jobs import JOBS, Job, make_base
 from scripts import run_script
 from test_files import contents
 

@@ -18,8 +18,8 @@ from engram_cli.commands.convert.command import convert_table
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.diff.command import diff
 from engram_cli.commands.diff.result import DiffResult
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.diff import DiffRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError, OutputError
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.rows.source import RowSource

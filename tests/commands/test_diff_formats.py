@@ -12,8 +12,8 @@ from formats.matrix import SOURCES, Source, make_sources
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.diff.command import diff
 from engram_cli.commands.diff.result import DiffResult
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.diff import DiffRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.formats import FORMATS
 from engram_cli.vocab.compress import CompressedVocab
 

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from engram_cli.cli.app import app
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.to import convert
-from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.patches import make_patch, read_patch, write_patch
+from engram_cli.patches.making import make_patch
+from engram_cli.patches.patch_file import read_patch, write_patch
 from engram_cli.patches.patched_rows import PatchedRows
 from engram_cli.patches.stack import stack_patches
 from engram_cli.rows.source import ROWS, RowSource

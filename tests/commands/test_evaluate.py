@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -30,7 +31,9 @@ from engram_cli.commands.evaluate.command import evaluate
 from engram_cli.commands.evaluate.known_ngrams import SHARING
 from engram_cli.commands.evaluate.page import headline
 from engram_cli.commands.evaluate.result import Breakdown, Difference, EvaluateResult
+from engram_cli.commands.patch.command import apply_patches
 from engram_cli.commands.requests.evaluation import EvaluateRequest
+from engram_cli.commands.requests.patch import ApplyPatchRequest
 from engram_cli.errors import (
     CorpusError,
     DependencyError,
@@ -40,6 +43,9 @@ from engram_cli.errors import (
     TokenIdError,
 )
 from engram_cli.formats.bundle import read_bundle
+from engram_cli.formats.bundle_rows import bundle_rows
+from engram_cli.patches.making import make_patch
+from engram_cli.patches.patch_file import write_patch
 from engram_cli.runtime import attach, save_engram
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer
@@ -326,6 +332,71 @@ def test_an_adapter_adds_two_variants(
     assert (bare.bare, bare.differences) == (four.bare, ())
     with pytest.raises(InputError, match="--stats without a memory"):
         here.run(checkpoint=alone, stats=here.stats)
+
+
+@pytest.fixture(scope="module")
+def patches(here: Here, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two patches of the memory's rows; both have the first half of them."""
+    folder = tmp_path_factory.mktemp("patches")
+    bundle = read_bundle(here.checkpoint / "engram")
+    base, rows = bundle_rows(bundle), bundle.spec.layout.layer(1).rows
+    draw = np.random.default_rng(0)
+    for name, part in (("one", rows // 2), ("two", rows)):
+        values = draw.standard_normal((part, bundle.spec.dim)).astype(np.float32)
+        changed = {1: (np.arange(part), values)}
+        write_patch(folder / f"{name}.patch.safetensors", make_patch(base, changed))
+    return folder / "one.patch.safetensors", folder / "two.patch.safetensors"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_patches_give_the_losses_of_a_patched_copy(
+    here: Here,
+    found: EvaluateResult,
+    patches: tuple[Path, Path],
+    count: int,
+    tmp_path: Path,
+) -> None:
+    bundle, chosen = here.checkpoint / "engram", patches[:count]
+    before = (bundle / "engram.json").read_bytes()
+    listener = Listener()
+    three = here.run(patch=chosen, listener=listener)
+    copy = tmp_path / "copy"
+    apply_patches(ApplyPatchRequest(path=bundle, patches=chosen, out=copy))
+    assert three.patched == here.run(bundle=copy).memory != found.memory
+    assert (three.bare, three.memory, three.gates) == (found.bare, found.memory, found.gates)
+    assert (bundle / "engram.json").read_bytes() == before
+    assert [(own.variant, own.than) for own in three.differences] == [
+        ("memory", "bare"), ("patched", "memory")
+    ]  # fmt: skip
+    parts = next(own for own in three.breakdowns if own.name == "before").parts
+    assert [own.variant for own in parts[0].differences] == ["memory", "patched"]
+    assert three.patches == chosen
+    assert any("patch 2 wins" in note for note in listener.notes) is (count == 2)
+
+
+def test_patches_that_do_not_fit(here: Here, patches: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    two = ApplyPatchRequest(path=here.checkpoint / "engram", patches=patches[1:], out=copy)
+    apply_patches(two)
+    with pytest.raises(MismatchError, match="--any-base"):
+        here.run(bundle=copy, patch=patches[:1])
+    other = here.run(bundle=copy, patch=patches[:1], any_base=True)
+    assert other.patched != other.memory
+    with pytest.raises(InputError, match="--any-base without --patch"):
+        here.run(any_base=True)
+    alone = tmp_path / "ckpt"
+    shutil.copytree(here.checkpoint, alone, ignore=shutil.ignore_patterns("engram"))
+    with pytest.raises(InputError, match="--patch without a memory"):
+        here.run(checkpoint=alone, patch=patches[:1])
+
+
+def test_the_command_shows_what_patches_do(here: Here, patches: tuple[Path, Path]) -> None:
+    arguments = ["evaluate", str(here.checkpoint), str(here.texts), "--patch", str(patches[0])]
+    done = CliRunner().invoke(app, [*arguments, "--patch", str(patches[1])])
+    assert done.exit_code == 0, done.output
+    assert "memory + patches − memory" in done.output
+    assert re.search(r"patch 2 .*two\.patch\.safetensors", done.output)
+    assert "the memory with patches and the memory" in " ".join(done.output.split())  # headline
 
 
 def test_the_command_prints_json_and_writes_a_page(

@@ -22,7 +22,8 @@ DOCUMENTS = zipf_documents(seed=4, count=12, length=40, size=50)
 
 
 def written(counts: Counts, path: Path, files: int = 1) -> Path:
-    write_stats(counts, count_results(counts), path, corpus={"files": files, "empty_files": 0})
+    results = count_results(counts)
+    write_stats(counts, lambda: results, path, corpus={"files": files, "empty_files": 0})
     return path
 
 
@@ -86,7 +87,7 @@ def test_the_folder_is_that_of_the_whole(size: int, tmp_path: Path) -> None:
 def test_sections_that_do_not_merge_are_named(tmp_path: Path) -> None:
     counts = count(DOCUMENTS, LAYOUT)
     one = written(counts, tmp_path / "one")
-    write_stats(counts, count_results(counts) | {"growth": []}, tmp_path / "two")
+    write_stats(counts, lambda: count_results(counts) | {"growth": []}, tmp_path / "two")
     result = merge_stats(
         MergeStatsRequest(parts=(one, tmp_path / "two"), workspace=Workspace(tmp_path))
     )

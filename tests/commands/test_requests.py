@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from engram_cli.commands.geometry import PRESETS
-from engram_cli.commands.requests import corpus, plan, reading, tables
+from engram_cli.commands.requests import convert, corpus, plan, reading, tables
 from engram_cli.commands.requests.options import Group, Here, Option, Request, Rule, build, declared
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import IDS_DTYPES, Errors
@@ -35,7 +35,7 @@ from engram_cli.table.planning.placement import HARDWARE
 
 REQUESTS = [
     *(corpus.CompressVocabRequest, corpus.HashStatsRequest),
-    *(plan.PlanRequest, tables.BuildTableRequest, tables.ConvertRequest, tables.AttachRequest),
+    *(plan.PlanRequest, tables.BuildTableRequest, convert.ConvertRequest, tables.AttachRequest),
     *(reading.InspectRequest, reading.LookupRequest, reading.VerifyRequest),
     reading.GoldenRequest,
     *(reading.ReportRequest, reading.TraceRequest, reading.DemoRequest),
@@ -79,8 +79,8 @@ def test_what_a_request_repeats_is_what_its_stage_says() -> None:
         (tables.AttachRequest, "module", FRESH_KINDS),
         (tables.BuildTableRequest, "dtype", DTYPES),
         (tables.BuildTableRequest, "init", INITS),
-        (tables.ConvertRequest, "dtype", DTYPES),
-        (tables.ConvertRequest, "to", TARGETS),
+        (convert.ConvertRequest, "dtype", DTYPES),
+        (convert.ConvertRequest, "to", TARGETS),
         (plan.PlanRequest, "dtype", DTYPES),
         (plan.PlanRequest, "hardware", HARDWARE),
         (tables.BuildTableRequest, "preset", PRESETS),

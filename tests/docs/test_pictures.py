@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
+import pytest
+from benchmarks import runner
 from docs.blocks import ROOT
 from docs.loss_picture import PICTURE, losses, picture
 
@@ -22,6 +26,19 @@ def test_the_picture_of_scaling_is_that_of_its_script() -> None:
 def test_the_page_of_limits_is_that_of_its_script() -> None:
     shown = how_fast.PAGE.read_text(encoding="utf-8")
     assert shown == how_fast.page(), "python tests/docs/how_fast.py"
+
+
+def test_the_page_of_benchmarks_is_that_of_its_results() -> None:
+    shown = runner.PAGE.read_text(encoding="utf-8")
+    assert shown == runner.page(), "python tests/benchmarks/runner.py"
+
+
+@pytest.mark.parametrize("path", sorted(runner.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_result_of_a_benchmark_is_on_the_page(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert {"benchmark", "about", "machine", "versions", "commit"} <= set(result)
+    assert any(result.get(name) for name in ("cases", "table", "rows"))
+    assert "\n\n".join(runner.shown(path.stem, result)) in runner.PAGE.read_text(encoding="utf-8")
 
 
 def test_no_stage_is_faster_than_bytes_can_move() -> None:

@@ -145,7 +145,7 @@ def test_an_encoder_that_differs_is_left(
 ) -> None:
     asked: list[str] = []
 
-    def made(tokenizer: Any, name: str, progress: Any, *, size: int | None) -> Any:
+    def made(tokenizer: Any, name: str, progress: Any, **_: Any) -> Any:
         asked.append(name)
         if name != "tokenizers":
             raise EncoderDiffers("fast differs", "tell")

@@ -9,7 +9,7 @@ import numpy as np
 
 from engram_cli.commands.convert.command import ConvertResult, convert_table
 from engram_cli.commands.convert.to import WriteResult, convert
-from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.rows.source import RowSource
 
 

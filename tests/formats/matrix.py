@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from engram_cli.commands.convert.to import convert
-from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.errors import EngramError
 from engram_cli.formats import TARGETS
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab

@@ -18,8 +18,8 @@ from table.test_build import fail_after
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.command import ConvertResult, convert_table
 from engram_cli.commands.convert.to import WriteResult, convert
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import VerifyRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.verify.command import verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError, OutputError
 from engram_cli.hashing.schemes import hash_layout

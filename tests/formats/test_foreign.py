@@ -15,8 +15,8 @@ from formats.checkpoints import Written
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.lookup.command import lookup
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import LookupRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.model_folder import CheckpointRows
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY

@@ -16,8 +16,8 @@ from formats.test_gguf import opened, results, same_vectors
 from small_tokenizers import wordpiece_tokenizer
 
 from engram_cli.commands.convert.to import WriteResult, convert
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import VerifyRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.verify.command import verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
 from engram_cli.formats import row_writer

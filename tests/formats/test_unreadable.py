@@ -13,8 +13,8 @@ import engram_cli.commands.artifact as artifact
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.lookup.command import lookup
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import LookupRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import (
     ArtifactError,
     EngramError,

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from commands.made import Made, make
 from corpus.written import VARIANTS, Corpus, Variant
 from fuzz.foreign import foreign_artifacts
+from fuzz.forged import Forge, forge_bundle, forge_checkpoint, forge_stats, forge_table, forge_vocab
 from safetensors.numpy import save_file
 from small_tokenizers import PROSE, byte_level_tokenizer
 from table.tables import counted, mapped_layout, table_spec
@@ -38,29 +37,23 @@ from engram_cli.corpus.encode import make_encoder
 from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import EngramError
-from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.embeddings import find_embeddings
-from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
-from engram_cli.rows.checksum import file_checksum
 from engram_cli.stats.collector_set import make_collectors
 from engram_cli.stats.counting.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from engram_cli.stats.counting.counters import Counter
 from engram_cli.stats.statistic import CollectorOptions
-from engram_cli.stats.stats_io import _digest, read_stats
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.build import build_store, partial_folder
-from engram_cli.table.grid import content_digest
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 from engram_cli.table.journal import filled
 from engram_cli.table.store import open_table
 from engram_cli.vocab.compress import compress_vocab
-from engram_cli.vocab.lookup import lookup_digest
 from engram_cli.vocab.parquet import read_map, read_vocab
 from engram_cli.vocab.tokenizer import load_tokenizer
 
 Read = Callable[[Path], object]
-Forge = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ def _tables(made: Made) -> Iterator[Target]:
         "attach": attached,
     }
     for what, read in readers.items():
-        yield Target(f"table {what}", made.folder, files, read, _forge_table(name))
+        yield Target(f"table {what}", made.folder, files, read, forge_table(name))
 
 
 def _bundles(made: Made) -> Iterator[Target]:
@@ -160,7 +153,7 @@ def _bundles(made: Made) -> Iterator[Target]:
 
         readers: dict[str, Read] = {"open": opened, "verify": verified, "inspect": look}
         for what, read in readers.items():
-            yield Target(f"{place} {what}", made.folder, files, read, _forge_bundle(place))
+            yield Target(f"{place} {what}", made.folder, files, read, forge_bundle(place))
 
 
 def _statistics(made: Made) -> Iterator[Target]:
@@ -203,7 +196,7 @@ def _statistics(made: Made) -> Iterator[Target]:
         "plan": lambda here: plan(_plan_request(here)),
     }
     for what, read in readers.items():
-        yield Target(f"statistics {what}", made.folder, files, read, _forge_stats(name))
+        yield Target(f"statistics {what}", made.folder, files, read, forge_stats(name))
 
 
 def _vocabularies(made: Made) -> Iterator[Target]:
@@ -242,7 +235,7 @@ def _vocabularies(made: Made) -> Iterator[Target]:
     )
     vectors = made.folder / "vectors.npy"
     vectors.write_bytes(_header((3, 8)) + np.ones((3, 8), dtype=np.float32).tobytes())
-    yield Target("vocabulary", made.folder, (name,), read, _forge_vocab(name))
+    yield Target("vocabulary", made.folder, (name,), read, forge_vocab(name))
     yield Target("plan", made.folder, ("plan.json",), planned)
     yield Target("tokenizer", made.folder, ("tokenizer.json",), tokenizer)
     yield Target("config", made.folder, ("ckpt/config.json",), model)
@@ -302,7 +295,7 @@ def _checkpoints(folder: Path, made: Made) -> Iterator[Target]:
         if found is not None:
             counter().restore(found.state)
 
-    yield Target("checkpoint", here, _files(here, here), restored, _forge_checkpoint)
+    yield Target("checkpoint", here, _files(here, here), restored, forge_checkpoint)
 
     tokens = folder / "tokens"
     writer = TokenWriter(tokens, "asked")
@@ -374,73 +367,6 @@ def _plan_request(folder: Path) -> PlanRequest:
 def _files(folder: Path, inside: Path) -> tuple[str, ...]:
     found = sorted(path for path in inside.rglob("*") if path.is_file())
     return tuple(path.relative_to(folder).as_posix() for path in found)
-
-
-def _forge_stats(name: str) -> Forge:
-    def forge(here: Path) -> None:
-        folder = here / name
-        document = json.loads((folder / "stats.json").read_bytes())
-        document.pop("arrays", None)
-        with suppress(Exception):
-            document["fingerprint"] = HashLayout.from_json(document["layout"]).fingerprint
-        with suppress(Exception):
-            raw = (folder / "partials.safetensors").read_bytes()
-            document["partials"]["digest"] = sha256_bytes(raw)
-        document["digest"] = _digest(document)
-        (folder / "stats.json").write_bytes(canonical_json(document))
-
-    return forge
-
-
-def _forge_table(name: str) -> Forge:
-    def forge(here: Path) -> None:
-        meta = json.loads((here / name / "zarr.json").read_bytes())
-        attributes: dict[str, Any] = meta["attributes"]
-        with suppress(Exception):
-            layout = HashLayout.from_json(attributes["layout"])
-            attributes["fingerprint"] = layout.fingerprint
-        with suppress(Exception):
-            for file in attributes["manifest"]["files"]:
-                path = here / name / file
-                entry = [path.stat().st_size, file_checksum(path)]
-                attributes["manifest"]["files"][file] = entry
-        attributes["digest"] = content_digest(attributes)
-        (here / name / "zarr.json").write_text(json.dumps(meta))
-
-    return forge
-
-
-def _forge_bundle(place: str) -> Forge:
-    def forge(here: Path) -> None:
-        path = here / place / "engram.json"
-        document = json.loads(path.read_bytes())
-        with suppress(Exception):
-            document["fingerprint"] = HashLayout.from_json(document["layout"]).fingerprint
-        for name, entry in document["files"].items():
-            with suppress(Exception):
-                raw = (here / place / name).read_bytes()
-                entry["bytes"], entry["digest"] = len(raw), sha256_bytes(raw)
-        path.write_text(json.dumps(document))
-
-    return forge
-
-
-def _forge_vocab(name: str) -> Forge:
-    def forge(here: Path) -> None:
-        table = pq.read_table(here / name)
-        about = json.loads(table.schema.metadata[b"engram"])
-        lookup_ids = np.array(table["compressed_id"].fill_null(-1).to_numpy(), dtype=np.int32)
-        about["vocab_digest"] = lookup_digest(lookup_ids)
-        table = table.replace_schema_metadata({b"engram": json.dumps(about).encode()})
-        pq.write_table(table, here / name)
-
-    return forge
-
-
-def _forge_checkpoint(here: Path) -> None:
-    document = json.loads((here / "checkpoint.json").read_bytes())
-    document["digest"] = sha256_bytes((here / document["arrays_file"]).read_bytes())
-    (here / "checkpoint.json").write_text(json.dumps(document))
 
 
 def chosen(targets: list[Target], names: list[str]) -> list[Target]:

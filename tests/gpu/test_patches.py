@@ -10,7 +10,7 @@ from runtime.test_patches import PLACEMENTS, base_of, edited, patch_of
 from tiny_models import llama, logits, text, wake
 from torch import Tensor
 
-from engram_cli.patches import Patch
+from engram_cli.patches.patch import Patch
 from engram_cli.rows import DTYPES
 from engram_cli.runtime import attach, detach
 from engram_cli.runtime.tiers.staging import VARIABLE

@@ -13,7 +13,8 @@ from engram_cli.commands.artifact import find_artifact
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.module_spec import first_values
-from engram_cli.patches import Patch, make_patch
+from engram_cli.patches.making import make_patch
+from engram_cli.patches.patch import Patch
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
 from engram_cli.table.store import TableStore, open_table

@@ -12,8 +12,9 @@ from engram_cli.commands.diff.command import diff
 from engram_cli.commands.patch.in_place import apply_in_place
 from engram_cli.commands.requests.diff import DiffRequest
 from engram_cli.errors import InputError, OutputError
-from engram_cli.patches import between, read_patch
+from engram_cli.patches import between
 from engram_cli.patches.between import patch_between
+from engram_cli.patches.patch_file import read_patch
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)

@@ -29,7 +29,7 @@ from engram_cli.errors import (
     OutputError,
 )
 from engram_cli.formats.base import Checks
-from engram_cli.patches import Patch
+from engram_cli.patches.patch import Patch
 from engram_cli.patches.stack import stack_patches
 
 KINDS = ("table", "bundle")

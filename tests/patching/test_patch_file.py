@@ -17,7 +17,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError, OutputError
-from engram_cli.patches import LayerPatch, Patch, make_patch, read_patch, stored_patch, write_patch
+from engram_cli.patches.making import make_patch, stored_patch
+from engram_cli.patches.patch import LayerPatch, Patch
+from engram_cli.patches.patch_file import read_patch, write_patch
 from engram_cli.patches.replaced import read_rows, replaced_digest
 from engram_cli.rows import DTYPES
 

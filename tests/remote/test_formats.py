@@ -18,8 +18,8 @@ from table.tables import build
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.to import convert
 from engram_cli.commands.inspect.command import inspect
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import InspectRequest, VerifyRequest
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.verify.command import verify
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS

@@ -61,6 +61,11 @@ def powers_of_two(exponents: Bytes, out: Floats) -> None:
     out[:] = np.where(exponents == 255, np.nan, 2.0 ** (exponents - 127.0))
 
 
+def from_float16(halves: NDArray[np.uint16], out: Floats) -> None:
+    """The float32 of each IEEE binary16."""
+    out[:] = halves.view(np.float16)
+
+
 def to_nibbles(items: Bytes, dim: int, out: Bytes) -> None:
     """Two items a byte, the lower half first; a row of odd `dim` ends in a half of zero."""
     halves = np.pad(items.reshape(-1, dim) & 15, ((0, 0), (0, dim % 2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from engram_cli.errors import ArtifactError
+from engram_cli.rows import safetensors
 from engram_cli.rows.safetensors import (
     ALIGNMENT,
     TensorSpec,
@@ -76,6 +78,29 @@ def test_data_begins_on_a_page_and_maps_without_a_copy_to_the_file(tmp_path: Pat
     mapped = map_tensor(path, place)
     mapped[0, 0] = 99
     assert np.array_equal(map_tensor(path, place), values), "a change reached the file"
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_disk_begins_while_a_file_grows(
+    tmp_path: Path, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TensorSpec(name="x", dtype="int32", shape=(5000,))
+    pieces = np.split(np.arange(5000, dtype=np.int32), 50)
+    plain = write_tensors(tmp_path / "plain", [spec], [np.concatenate(pieces)])
+    begun: list[tuple[int, int]] = []
+
+    def begin(handle: int, first: int, size: int) -> bool:
+        begun.append((first, first + size))
+        return os.fstat(handle).st_ino == (tmp_path / "x").stat().st_ino
+
+    monkeypatch.setattr(safetensors, "start_writing", begin)
+    monkeypatch.setattr(safetensors, "_QUEUED_BYTES", 1000)
+    record = write_tensors(tmp_path / "x", [spec], iter(pieces), apart=apart)
+    assert (record.size, record.digest) == (plain.size, plain.digest)
+    ends = [0, *(end for _, end in begun)]
+    assert [first for first, _ in begun] == ends[:-1], "ranges follow each other"
+    assert begun
+    assert ends[-1] <= record.size
 
 
 @pytest.mark.parametrize("count", [1, 3])

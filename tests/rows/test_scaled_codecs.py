@@ -217,6 +217,8 @@ def test_kernels_equal_their_twins(sizes: tuple[int, int, int], seed: int, wild:
     equal("from_nibbles", packed, dim, out=empty(rows * dim))
     exponents = np.arange(256, dtype=np.uint8)
     equal("powers_of_two", exponents, out=np.empty(256, np.float32))
+    halves = generator.integers(0, 2**16, 500, dtype=np.uint16)
+    equal("from_float16", halves, out=np.empty(500, np.float32))
 
 
 def empty(size: int) -> np.ndarray:

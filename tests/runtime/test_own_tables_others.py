@@ -30,7 +30,7 @@ from tiny_models import llama, make_bundle, make_spec, text, wake
 from torch import Tensor, nn
 
 from engram_cli import attach, convert, detach, hash_tokens
-from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.vocab.compress import CompressedVocab

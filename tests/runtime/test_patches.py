@@ -17,7 +17,9 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_rows import bundle_rows
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.module_spec import first_values
-from engram_cli.patches import Patch, make_patch, write_patch
+from engram_cli.patches.making import make_patch
+from engram_cli.patches.patch import Patch
+from engram_cli.patches.patch_file import write_patch
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS, ROWS, SCALES
 from engram_cli.runtime import attach, detach, load, save_engram

@@ -12,7 +12,17 @@ from stats.truth import blocks_of, count, layout_of, ngrams_of, rows_of, zipf_do
 from engram_cli import hash_layout
 from engram_cli.stats.counting.count import count_blocks
 from engram_cli.stats.names import Names
-from engram_cli.stats.sampling.known import KnownNgrams, LeastHits, at_most, known_ngrams
+from engram_cli.stats.sampling import known as known_module
+from engram_cli.stats.sampling.known import (
+    KnownNgrams,
+    LeastHits,
+    SampleHits,
+    at_most,
+    head_hits,
+    hits_of,
+    known_ngrams,
+    least_hits,
+)
 from engram_cli.stats.sampling.occurrences import Occurrences, drawn_ngrams
 from engram_cli.stats.statistic import Counted
 from engram_cli.stats.statistics import top_ngrams
@@ -36,11 +46,32 @@ def counted(counts: Counts, own: list[KnownNgrams]) -> Counted:
     """Counts and known n-grams, as the statistics take them."""
     return Counted(
         counts=counts,
-        samples=counts.samples,
+        hits=tuple(SampleHits(counts=counts, sample=sample) for sample in counts.samples),
         uses=(None,) * len(own),
         known=tuple(own),
         names=Names(counts.layout),
     )
+
+
+@pytest.mark.parametrize("most_kept", [0, 2**20])
+def test_the_hits_of_a_sample_are_those_of_its_ngrams(
+    most_kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_module, "_MOST_KEPT", most_kept)
+    monkeypatch.setattr(known_module, "_STEP", 37)
+    layout = layout_of(moduli=(601, 607, 2003, 2011), heads=2, layers=(1, 4), size=200)
+    counts = count(zipf_documents(seed=3, count=20, length=100, size=200), layout, sample_size=300)
+    for sample in counts.samples:
+        found = SampleHits(counts=counts, sample=sample)
+        for entry in layout.layers:
+            own = head_hits(counts, entry, sample.tokens)
+            assert np.array_equal(found.of(entry, slice(None)), own)
+            assert np.array_equal(found.of(entry, slice(30, 90)), own[:, 30:90])
+        one = found.least()
+        other = least_hits(layout, layout.layers, sample.tokens, hits_of(counts))
+        assert np.array_equal(one.least, other.least)
+        assert np.array_equal(one.ties, other.ties)
+        assert bool(found._kept) == bool(most_kept)
 
 
 def top_of(counts: Counts, own: list[KnownNgrams], *limit: int) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def write(
     counts: Counts, path: Path, sections: Mapping[str, object] | None = None, **options: Any
 ) -> None:
     results = {"orders": orders_of(counts), "columns": columns_of(counts)} | dict(sections or {})
-    write_stats(counts, results, path, **options)
+    write_stats(counts, lambda: results, path, **options)
 
 
 def bytes_of(path: Path) -> dict[str, bytes]:
@@ -276,12 +276,10 @@ def test_full_counters_are_read_back(tmp_path: Path) -> None:
     columns = columns_of(full)
     results = {"orders": orders_of(full), "columns": columns}
     assert [column.full_rows for column in columns] == [1] * 8
-    write_stats(full, results, tmp_path / "stats")
+    write_stats(full, lambda: results, tmp_path / "stats")
     assert np.array_equal(read_stats(tmp_path / "stats").hits(1), hits[1])
     hits[7][LAYOUT.layers[1].offsets[2]] = 5  # a column whose hits do not reach the tokens
-    write_stats(
-        full, {"orders": orders_of(full), "columns": columns}, tmp_path / "stats", force=True
-    )
+    write_stats(full, lambda: results, tmp_path / "stats", force=True)
     with pytest.raises(ArtifactError, match="layer 7, column 2 sum to"):
         read_stats(tmp_path / "stats").hits(7)
 

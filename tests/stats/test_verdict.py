@@ -129,6 +129,18 @@ def test_no_columns_no_verdict(count: Count) -> None:
     assert next_commands(()) == next_commands(verdict_view(results))
 
 
+def test_programs_get_what_is_shown(count: Count) -> None:
+    result = count(5_000)
+    assert result.verdict is not None
+    [view] = verdict_view(results_of(result))
+    first, figures = (part for part in view.parts if isinstance(part, Summary))
+    assert result.verdict.figures == judged(result)
+    assert result.verdict.headline == first.headline.replace("\u202f", " ")
+    named = [(each.command, each.gives.replace(" %", "\u202f%")) for each in result.verdict.next]
+    assert named == list(figures.commands)
+    assert len(named) == 3
+
+
 def _verdict(shared: float, *factors: float) -> Verdict:
     """A verdict with this sharing, and these sizes for 50 % and 10 %."""
     targets = tuple(
@@ -138,8 +150,8 @@ def _verdict(shared: float, *factors: float) -> Verdict:
     return Verdict(
         orders=(OrderSize(order=2, rows=1000.0, distinct=700.0, error=0.0),),
         layers=1, heads=8, total_rows=8000, used=0.5, shared=shared, least_shared=shared,
-        most_shared=shared, ideal=shared, targets=targets, caught=(), none_clean=None, ahead=None,
-        grown=False,
+        most_shared=shared, ideal=shared, targets=targets, caught=(), none_clean=None,
+        larger_corpus=None, growth_measured=False,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from engram_cli.stats.collector import Collector
 from engram_cli.stats.counting.count import count_blocks
 from engram_cli.stats.results import count_results
 from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.known import SampleHits
 from engram_cli.stats.statistics.collisions import ColumnStats, column_stats
 from engram_cli.stats.statistics.orders import OrderStats, order_stats
 from engram_cli.stats.totals import Counts
@@ -38,7 +39,8 @@ def plain(result: object) -> Any:
 def columns_of(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[ColumnStats, ...]:
     """The figures of each column by the n-grams of `samples`, else by those of `counts`."""
     chosen = samples or counts.samples
-    return column_stats(counts, chosen, [None] * len(chosen))
+    hits = [SampleHits(counts=counts, sample=sample) for sample in chosen]
+    return column_stats(counts, hits, [None] * len(chosen))
 
 
 def orders_of(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[OrderStats, ...]:

@@ -24,7 +24,7 @@ from table.updated import built, content, documents, prepared
 from engram_cli.errors import IncompleteError
 from engram_cli.formats.zarr_table import verify_table
 from engram_cli.table.store import open_table
-from engram_cli.table.sums import journal, layer, rows
+from engram_cli.table.sums import journal, rows
 
 CASES = 20
 HOW: dict[str, Any] = {"dtype": "fp8_e8m0", "dim": 32, "chunk_rows": 53}
@@ -139,8 +139,7 @@ def kill_at(step: int, path: Path) -> None:
 
     write_at = journal._write_at
     journal._write_at = torn
-    layer.kernels.store_records = halved(layer.kernels.store_records, 2)
-    rows.kernels.store_bytes = halved(rows.kernels.store_bytes, 2)
+    rows.kernels.store_lines = halved(rows.kernels.store_lines, 2)  # of records, and of rows
     noted = journal.UpdateJournal.note
 
     def note(self: journal.UpdateJournal, number: int) -> None:

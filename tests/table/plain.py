@@ -115,19 +115,20 @@ def sort_bucket(
 def add_rows(
     values: NDArray[np.uint32],
     begins: NDArray[np.int32],
+    rows: NDArray[np.int64],
     vectors: NDArray[np.int16],
-    sums: NDArray[np.int64],
-    hits: NDArray[np.int64],
+    sign: int,
+    records: NDArray[np.int64],
 ) -> None:
-    """Add count x vectors[token] [V, W] of row r's values to sums[r] [w], their counts to hits[r].
+    """Add `sign` x the values of each of `rows` [n] to `records` [n, 1 + w]: counts, then sums.
 
-    Its values are values[begins[r] : begins[r + 1]].
+    The values of row r are values[begins[r] : begins[r + 1]], of `vectors` [V, W].
     """
-    for r in range(len(hits)):
+    for record, r in zip(records, rows, strict=True):
         own = values[begins[r] : begins[r + 1]].astype(np.int64)
         counts, tokens = own >> 20, own & 0xFFFFF
-        sums[r] += counts @ vectors[tokens, : sums.shape[1]].astype(np.int64)
-        hits[r] += counts.sum()
+        record[0] += sign * counts.sum()
+        record[1:] += sign * (counts @ vectors[tokens, : len(record) - 1].astype(np.int64))
 
 
 def fill_rows(
@@ -139,19 +140,19 @@ def fill_rows(
     out: NDArray[np.float32],
 ) -> None:
     """Rows [R, w] from the same values: see `finish`."""
-    sums, hits = np.zeros(out.shape, dtype=np.int64), np.zeros(len(out), dtype=np.int64)
-    add_rows(values, begins, vectors, sums, hits)
-    finish(sums, hits, mean, scale, out)
+    records = np.zeros((len(out), 1 + out.shape[1]), dtype=np.int64)
+    add_rows(values, begins, np.arange(len(out)), vectors, 1, records)
+    finish(records, mean, scale, out)
 
 
 def finish(
-    sums: NDArray[np.signedinteger],
-    hits: NDArray[np.int64],
+    records: NDArray[np.int64],
     mean: NDArray[np.float64],
     scale: float,
     out: NDArray[np.float32],
 ) -> None:
-    """Rows [R, w] from sums: (sum x (1 / hits) - mean) x scale, zero where nothing fell."""
+    """Rows [R, w] of records: (sums x (1 / count) - mean) x scale, zero where nothing fell."""
+    hits, sums = records[:, 0], records[:, 1:]
     share = 1.0 / np.maximum(hits, 1).astype(np.float64)
     rows = (sums * share[:, None] - mean) * scale
     out[:] = np.where(hits[:, None] > 0, rows, 0.0).astype(np.float32)[: len(out)]
@@ -184,8 +185,8 @@ def fill_column(
     order = layout.orders[column // layout.heads]
     compressed = raw.astype(np.int32) if layout.lookup is None else layout.lookup[raw]
     rows = hash_columns(layout, layer, compressed, starts=starts)[column]
-    sums = np.zeros((layer.moduli[column], vectors.shape[1]), dtype=np.int64)
-    hits = np.zeros(len(sums), dtype=np.int64)
+    records = np.zeros((layer.moduli[column], 1 + vectors.shape[1]), dtype=np.int64)
+    hits, sums = records[:, 0], records[:, 1:]
     for lag in [None] if follow else range(order):
         tokens = incidences(layout, raw, starts, order, lag)
         some = tokens >= 0
@@ -195,5 +196,5 @@ def fill_column(
     if follow and hits.any():
         mean = sums.sum(axis=0).astype(np.float64) / np.float64(hits.sum())
     out = np.empty(sums.shape, dtype=np.float32)
-    finish(sums, hits, mean, scale, out)
+    finish(records, mean, scale, out)
     return out

@@ -17,7 +17,6 @@ from engram_cli.table.compare.levels import (
     concentration,
     levels_of,
     norm_of,
-    share_of_top,
     standing_out,
 )
 from engram_cli.table.compare.rows import measure
@@ -83,7 +82,7 @@ def test_concentration_is_that_of_the_sorted_changes() -> None:
     found = concentration(np.bincount(levels, minlength=LEVELS), change)
     assert found is not None
     total = 900 + 100 * 64
-    assert share_of_top(found, 0.1) == pytest.approx(6400 / total)
+    assert np.interp(0.1, *zip(*found.shares, strict=True)) == pytest.approx(6400 / total)
     assert found.half_rows == round(total / 2 / 64)
     assert found.shares[0] == (0.0, 0.0)
     assert found.shares[-1] == (1.0, 1.0)

@@ -23,7 +23,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import EngramError, InputError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_rows import bundle_rows
-from engram_cli.patches import read_patch
+from engram_cli.patches.patch_file import read_patch
 from engram_cli.progress import Silent
 from engram_cli.runtime import attach, save_engram
 from engram_cli.stats.stats_io import read_stats
@@ -309,7 +309,7 @@ def test_options_are_checked(request_of: Callable[..., PatchMakeRequest]) -> Non
 
 
 def test_the_result_is_plain_data(request_of: Callable[..., PatchMakeRequest]) -> None:
-    from engram_cli.cli.patch_make import make_parts
+    from engram_cli.cli.patching import make_parts
 
     result: PatchMakeResult = make_patch_of_facts(request_of(rows_per_token=1, steps=1))
     assert len(make_parts(result)) >= 2

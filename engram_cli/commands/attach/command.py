@@ -41,7 +41,8 @@ from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
 from engram_cli.files import address_of
-from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
+from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME
+from engram_cli.formats.bundle_files import CARD
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
 from engram_cli.formats.checkpoint_bundle import attached_layout

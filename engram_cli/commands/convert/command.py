@@ -9,8 +9,8 @@ from pathlib import Path
 
 from engram_cli.commands.artifact import open_vectors, require_sound
 from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.options import located
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import EngramError, InputError, OutputError
@@ -95,18 +95,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
             convert_table, request, TABLE, progress, folder=request.folder, dry_run=request.dry_run,
             moved=lambda result, out: replace(result, plan=replace(result.plan, out=out)),
         )  # fmt: skip
-    if request.to not in (None, "table"):
-        raise InputError(f"{request.to} is no table", "call convert, which writes any format")
-    source, dim, dtype = open_vectors(request.source, request.tokenizer, request.shape)
-    if request.rows is not None:
-        raise InputError(
-            "--rows leaves out rows that tokens look up, and a table has all of them",
-            "leave it out; --layers chooses layers",
-        )
-    if request.to is not None:
-        _require_hash(source, request)
-    if request.layers is not None:
-        source = some_layers(source, request.layers)
+    source, row_bytes = _open_source(request)
     spec = conversion(
         source,
         request.dtype or _kept(source),
@@ -125,21 +114,21 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if finished is None:
         place = partial(check_place, request.place, request.force, (request.source,))
         in_the_way = refusal(place, request.dry_run)
-    plan = _plan(request, source, DTYPES.load(dtype).row_bytes(dim), spec, finished)
+    plan = _plan(request, source, row_bytes, spec, finished)
     if request.dry_run:
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()
-    resumed = sum(array.chunks for array in spec.row_arrays.values())
     if finished is None:
         resumed = _build(request, source, spec, plan, threads, progress)
         finished = open_table(request.place)
     else:
+        resumed = sum(array.chunks for array in spec.row_arrays.values())
         progress.note(f"{request.place} is already converted: only comparing the rows")
     try:
         differences, copied = _compare(request, source, spec, finished, threads, progress)
     except KeyboardInterrupt:
         progress.note(
-            f"{finished.path} is written; only the comparison with the old rows is missing"
+            f"{finished.path} is written, and its rows are not compared with the old ones"
         )
         raise
     return ConvertResult(
@@ -151,6 +140,23 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         differences=differences,
         copied=copied,
     )
+
+
+def _open_source(request: ConvertRequest) -> tuple[RowSource, int]:
+    """Return the rows to convert, and the bytes of one of them."""
+    if request.to not in (None, "table"):
+        raise InputError(f"{request.to} is no table", "call convert, which writes any format")
+    source, dim, dtype = open_vectors(request.source, request.tokenizer, request.shape)
+    if request.rows is not None:
+        raise InputError(
+            "--rows leaves out rows that tokens look up, and a table has all of them",
+            "leave it out; --layers chooses layers",
+        )
+    if request.to is not None:
+        _require_hash(source, request)
+    if request.layers is not None:
+        source = some_layers(source, request.layers)
+    return source, DTYPES.load(dtype).row_bytes(dim)
 
 
 def _compare(

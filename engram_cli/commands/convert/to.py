@@ -11,8 +11,8 @@ from engram_cli.commands.artifact import find_artifact, require_sound
 from engram_cli.commands.convert.bundle import TARGET as bundle_target
 from engram_cli.commands.convert.command import ConvertResult, convert_table
 from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.options import located
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError, OutputError
 from engram_cli.files import address_of
 from engram_cli.formats import FORMATS, TARGETS

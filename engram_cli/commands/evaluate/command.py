@@ -46,19 +46,39 @@ from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import check_encoder, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.errors import CorpusError, InputError
-from engram_cli.formats.bundle import BUNDLE_NAME, DESCRIPTION, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle_files import DESCRIPTION
+from engram_cli.formats.bundle_patches import patched_bundle
 from engram_cli.formats.bundle_rows import bundle_rows
+from engram_cli.formats.overlay_patch import open_patch
+from engram_cli.patches.patch import Patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.runtime.evaluation.gates import GateMeter, shares_above
 from engram_cli.runtime.evaluation.scoring import Pace, Scored, score
 from engram_cli.runtime.evaluation.sums import LossSums, gathered
-from engram_cli.runtime.evaluation.variants import BARE, LORA, LORA_MEMORY, MEMORY, variants_of
+from engram_cli.runtime.evaluation.variants import (
+    BARE,
+    LORA,
+    LORA_MEMORY,
+    MEMORY,
+    PATCHED,
+    variants_of,
+)
 from engram_cli.runtime.evaluation.windows import cut_windows
 from engram_cli.vocab.tokenizer import TokenizerFile, find_tokenizer, load_tokenizer
 
 _THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
-_CONTRASTS = ((MEMORY, BARE), (LORA, BARE), (LORA_MEMORY, BARE), (LORA_MEMORY, LORA))
+_CONTRASTS = (
+    (MEMORY, BARE),
+    (PATCHED, MEMORY),
+    (LORA, BARE),
+    (LORA_MEMORY, BARE),
+    (LORA_MEMORY, LORA),
+)
+# Which parts of the text are shown: the memory alone, with patches, and on top of the adapter; the
+# adapter where there is no memory.
+_SHOWN = ((MEMORY, BARE), (PATCHED, MEMORY), (LORA_MEMORY, LORA))
 _LN_2 = math.log(2.0)
 
 
@@ -68,6 +88,7 @@ class _Prepared:
 
     sources: Sources
     bundle: Bundle | None
+    patches: tuple[Patch, ...]
     shape: ModelShape
     tokenizer: TokenizerFile | None
     bos: int | None
@@ -91,7 +112,7 @@ def evaluate(request: EvaluateRequest, progress: Progress = SILENT) -> EvaluateR
     made = _prepare(request, progress)
     plan = plan_run(request, made.bundle, processes, made.shape)
     progress.note(str(plan))
-    model = load_variants(request, made.bundle, plan, processes)
+    model = load_variants(request, made.bundle, made.patches, plan, processes)
     try:
         run = _Run(request, made, plan, processes, model, progress)
         run.score()
@@ -134,16 +155,20 @@ def _prepare(request: EvaluateRequest, progress: Progress) -> _Prepared:
     if bundle is not None and tokenizer is not None:
         check_tokenizer(bundle.folder, tokenizer)
     knowledge, statistics = None, None
+    patches: tuple[Patch, ...] = ()
     if bundle is not None:
+        patches = _open_patches(request, bundle, progress)
         knowledge, statistics = _find_knowledge(request, bundle, progress)
-    elif request.stats is not None:
-        raise InputError("--stats without a memory", "give its bundle with --bundle")
+    elif request.stats is not None or request.patch:
+        given = "--patch" if request.patch else "--stats"
+        raise InputError(f"{given} without a memory", "give its bundle with --bundle")
     bos = _find_bos(request, tokenizer if text else None, shape)
     if bos is not None:
         progress.note(f"each document begins with token {bos}")
     return _Prepared(
         sources=sources,
         bundle=bundle,
+        patches=patches,
         shape=shape,
         tokenizer=tokenizer,
         bos=bos,
@@ -158,6 +183,19 @@ def _find_bundle(request: EvaluateRequest) -> Bundle | None:
         return read_bundle(bundle_folder(request.bundle))
     own = request.checkpoint / BUNDLE_NAME
     return read_bundle(own) if (own / DESCRIPTION).exists() else None
+
+
+def _open_patches(
+    request: EvaluateRequest, bundle: Bundle, progress: Progress
+) -> tuple[Patch, ...]:
+    """Return the patches, which fit the bundle. Raises as `open_patch` and `stack_patches`."""
+    if not request.patch:
+        return ()
+    patches = [open_patch(each, bundle_rows(bundle)) for each in request.patch]
+    _, stack = patched_bundle(bundle, patches, any_base=request.any_base)
+    for line in stack.lines():
+        progress.note(line)
+    return stack.patches
 
 
 def _find_tokenizer(
@@ -306,11 +344,11 @@ class _Run:
             gaining, losing = token_changes(sums, self._contrasts[0], self._texts)
         means = {name: whole.loss(name) for name in self._variants}
         orders = () if made.knowledge is None or made.bundle is None else _orders(made.bundle)
-        # The memory alone, and on top of the adapter; the adapter where there is no memory.
-        shown = [each for each in self._contrasts if each in (_CONTRASTS[0], _CONTRASTS[3])]
+        shown = [each for each in self._contrasts if each in _SHOWN]
         return EvaluateResult(
             checkpoint=request.checkpoint,
             bundle=None if made.bundle is None else made.bundle.folder,
+            patches=tuple(request.patch),
             adapter=request.lora,
             statistics=made.statistics,
             exact=made.knowledge is not None and made.knowledge.exact,
@@ -326,6 +364,7 @@ class _Run:
             processes=self._processes.world,
             bare=means[BARE],
             memory=means.get(MEMORY),
+            patched=means.get(PATCHED),
             lora=means.get(LORA),
             lora_memory=means.get(LORA_MEMORY),
             losses=tuple(self._loss(name) for name in self._variants),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,8 +17,10 @@ from engram_cli.commands.requests.evaluation import AUTO, EvaluateRequest
 from engram_cli.errors import DependencyError, InputError
 from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, read_bundle
 from engram_cli.formats.checkpoint_reference import refers_to_itself
+from engram_cli.patches.patch import Patch
 from engram_cli.rows.safetensors import checkpoint_files, open_tensors
 from engram_cli.runtime import attach, detach, memories
+from engram_cli.runtime.evaluation.variants import PATCHED
 from engram_cli.runtime.evaluation.windows import check_window
 from engram_cli.sizes import available_memory
 
@@ -126,7 +129,7 @@ def plan_run(
         stride=stride,
         batch_tokens=batch_tokens,
         weights=_weights(request.checkpoint) * dtype.itemsize,
-        rows=_near_rows(bundle, request.placement),
+        rows=_near_rows(bundle, request.placement) * (2 if request.patch else 1),
         logits=max(batch_tokens, context) * token + _CHUNK_BYTES,
     )
     _check_memory(plan, processes.device)
@@ -134,10 +137,15 @@ def plan_run(
 
 
 def load_variants(
-    request: EvaluateRequest, bundle: Bundle | None, plan: Plan, processes: Processes
+    request: EvaluateRequest,
+    bundle: Bundle | None,
+    patches: Sequence[Patch],
+    plan: Plan,
+    processes: Processes,
 ) -> Any:
     """Return the model with its memory attached and its adapter loaded, on its device.
 
+    With `patches` it has the memory twice, with and without them, and only the active one computes.
     Raises DependencyError without transformers or PEFT, InputError, RuntimeAttachError.
     """
     model = load_model(request.checkpoint, dtype=plan.dtype)
@@ -145,7 +153,11 @@ def load_variants(
     model.eval().requires_grad_(False)
     release(model)  # of a memory loaded with the checkpoint: another may be asked for
     if bundle is not None:
-        attach(model, bundle.folder, rows_trainable=False, placement=request.placement)
+        where: dict[str, Any] = {"rows_trainable": False, "placement": request.placement}
+        attach(model, bundle.folder, **where)
+        if patches:
+            given: dict[str, Any] = {"patches": patches, "any_base": request.any_base}
+            attach(model, bundle.folder, name=PATCHED, **given, **where).patched = True
     if request.lora is None:
         return model
     try:

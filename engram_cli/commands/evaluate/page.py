@@ -33,14 +33,21 @@ from engram_cli.view import (
     View,
 )
 
-NAMES = {"bare": "model alone", "memory": "memory", "lora": "LoRA", "lora_memory": "LoRA + memory"}
+NAMES = {
+    "bare": "model alone",
+    "memory": "memory",
+    "patched": "memory + patches",
+    "lora": "LoRA",
+    "lora_memory": "LoRA + memory",
+}
 _WHO = {
     "bare": "the model alone",
     "memory": "the memory",
+    "patched": "the memory with patches",
     "lora": "LoRA",
     "lora_memory": "LoRA with the memory",
 }
-_COLORS = {"bare": 7, "memory": 0, "lora": 1, "lora_memory": 2}
+_COLORS = {"bare": 7, "memory": 0, "patched": 3, "lora": 1, "lora_memory": 2}
 _SCALES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # nats that get the full colour
 _BOUNDS = "known n-grams are upper bounds: rows are shared"
 _MINUS = "\u2212"
@@ -57,8 +64,13 @@ def write_evaluation(result: EvaluateResult, path: Path, *, force: bool) -> None
     for said in ("seconds", "report", "process"):
         del document[said]
     facts = [("Model", str(result.checkpoint))]
-    facts += [(name, str(own)) for name, own in (("Memory", result.bundle),
-              ("Adapter", result.adapter), ("Statistics", result.statistics)) if own]  # fmt: skip
+    origins = {
+        "Memory": result.bundle,
+        "Patches": ", ".join(map(str, result.patches)),
+        "Adapter": result.adapter,
+        "Statistics": result.statistics,
+    }
+    facts += [(name, str(own)) for name, own in origins.items() if own]
     facts.append(("Text", described(result)))
     page = Page(
         kicker="Engram · evaluation",
@@ -141,7 +153,9 @@ def _losses(result: EvaluateResult) -> View:
         )  # fmt: skip
         note = "95 % interval over documents" if result.differences[0].low is not None else ""
         parts.append(Table("Differences", differences, compared, note=note))
-        parts[:0] = [Summary(headline(result.differences[0])), _tiles(result)]
+        said = [each for each in result.differences[1:] if each.variant == "patched"]
+        headlines = [Summary(headline(each)) for each in (result.differences[0], *said)]
+        parts[:0] = [*headlines, _tiles(result)]
     return View(
         name="losses",
         title="Losses",

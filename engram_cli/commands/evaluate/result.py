@@ -113,7 +113,8 @@ class Passage:
 class EvaluateResult:
     """The losses of a model over a held-out text, in nats per token.
 
-    `bare`, `memory`, `lora`, `lora_memory`: None for a variant that was not there. `tokens` were
+    `bare`, `memory`, `patched`, `lora`, `lora_memory`: None for a variant that was not there;
+    `patched` is the memory under `patches`, in the order in which they were applied. `tokens` were
     read in `documents`, `scored` of them predicted. `bytes`: of the texts, None for token ids.
     `bos`: the token put before each document. `statistics`: what said which n-grams the memory's
     corpus has, None for nothing. `exact`: whether it names all of them; if not, an n-gram counts as
@@ -123,6 +124,7 @@ class EvaluateResult:
 
     checkpoint: Path
     bundle: Path | None
+    patches: tuple[Path, ...]
     adapter: Path | None
     statistics: Path | None
     exact: bool
@@ -138,6 +140,7 @@ class EvaluateResult:
     processes: int
     bare: float
     memory: float | None
+    patched: float | None
     lora: float | None
     lora_memory: float | None
     losses: tuple[VariantLoss, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,15 @@ from engram_cli.commands.artifact import open_vectors
 from engram_cli.commands.patch.copying import write_patched
 from engram_cli.commands.patch.in_place import apply_in_place, undo_in_place
 from engram_cli.commands.patch.journal import Entry, journal_folder, read_journal
+from engram_cli.commands.patch.result import (
+    ApplyPatchResult,
+    LayerRows,
+    ListPatchesResult,
+    PatchInfo,
+    ShowPatchResult,
+    StackPatchesResult,
+    UndoPatchResult,
+)
 from engram_cli.commands.patch.target import open_target
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.patch import (
@@ -27,115 +36,14 @@ from engram_cli.formats.overlay import Overlay
 from engram_cli.formats.overlay_patch import SUFFIXES, open_patch, write_overlay
 from engram_cli.formats.overlay_write import REPLACED_KINDS
 from engram_cli.outputs import prepare_output
-from engram_cli.patches import Patch, read_patch, write_patch
 from engram_cli.patches import stack as stacks
-from engram_cli.patches.patch_file import PATCH, patch_path
+from engram_cli.patches.patch import Patch
+from engram_cli.patches.patch_file import PATCH, patch_path, read_patch, write_patch
 from engram_cli.patches.replaced import read_rows, replaced_digest
 from engram_cli.patches.stack import Conflict, Stack, says_base
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatchInfo:
-    """A patch: its rows, their bytes, and its digest. `number`: in the order of application, from
-    1. `can_undo`: whether the journal has what it replaced. `applied`: False for one that was there
-    already."""
-
-    number: int
-    digest: str
-    description: str
-    rows: int
-    nbytes: int | None = None
-    can_undo: bool | None = None
-    applied: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplyPatchResult:
-    """What was applied to `path`, in place or to the copy `out`; `digest`: of what has the rows.
-
-    `conflicts` count patches from 1, those in the artifact first.
-    """
-
-    path: Path
-    out: Path | None
-    patches: tuple[PatchInfo, ...]
-    rows: int
-    conflicts: tuple[Conflict, ...]
-    digest: str
-    journal: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UndoPatchResult:
-    """What was undone, the last one first, and the patches that are `left`."""
-
-    path: Path
-    undone: tuple[PatchInfo, ...]
-    left: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListPatchesResult:
-    """The patches that the rows of `path` have. `pending`: what was interrupted, None for nothing.
-
-    `journal`: the folder from which patches are undone, None where there is none.
-    """
-
-    path: Path
-    digest: str
-    patches: tuple[PatchInfo, ...]
-    pending: str | None
-    journal: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StackPatchesResult:
-    """Patches on a base: `rows` that differ from its, and where two give one row other values."""
-
-    path: Path
-    out: Path | None
-    patches: tuple[PatchInfo, ...]
-    rows: int
-    conflicts: tuple[Conflict, ...]
-    made_on: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRows:
-    """Rows of a patch in a layer, from the first to the last. With a base: how many of them lie in
-    each order and head, and the mean norm of their change, relative to the row before."""
-
-    layer: int
-    rows: int
-    first: int
-    last: int
-    by_column: tuple[tuple[int, int, int], ...] = ()
-    mean_change: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowPatchResult:
-    """What a patch is. `fits`: why it does not fit the base, "" where it does, None without one."""
-
-    path: Path
-    kind: str
-    digest: str
-    fingerprint: str
-    dtype: str
-    dim: int
-    rows: int
-    nbytes: int
-    description: str
-    base: str | None
-    base_format: str | None
-    layers: tuple[LayerRows, ...]
-    facts: dict[str, str]
-    compared_with: Path | None = None
-    fits: str | None = None
 
 
 def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> ApplyPatchResult:
@@ -147,40 +55,46 @@ def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> Ap
     request = located(request)
     threads = request.threads or processors()
     target = open_target(request.path)
-    if target.patching is not None and request.out is not None:
-        raise InputError(
-            f"{target.path} is half-patched", f"engram patch undo {target.path} restores it"
-        )
     if request.out is not None:
+        if target.patching is not None:
+            raise InputError(
+                f"{target.path} is half-patched", f"engram patch undo {target.path} restores it"
+            )
         inputs = (target.path, *request.patches)
         prepare_output(request.out, target.kind, force=request.force, inputs=inputs)
     patches = [open_patch(each, target.source, request.layer) for each in request.patches]
-    if request.out is not None:
-        stack = stacks.stack_patches(target.source, patches, any_base=request.any_base)
-        digest = write_patched(
-            target,
-            stack,
-            request.out,
-            force=request.force,
-            threads=threads,
-            progress=progress,
-        )
-        return ApplyPatchResult(
-            path=target.path,
-            out=request.out,
-            patches=_infos(patches),
-            rows=stack.rows,
-            conflicts=_counted_from_one(stack.conflicts),
-            digest=digest,
-        )
+    if request.out is None:
+        return _replaced_in_place(request, target.path, patches, threads, progress)
+    stack = stacks.stack_patches(target.source, patches, any_base=request.any_base)
+    digest = write_patched(
+        target, stack, request.out, force=request.force, threads=threads, progress=progress
+    )
+    return ApplyPatchResult(
+        path=target.path,
+        out=request.out,
+        patches=_infos(patches),
+        rows=stack.rows,
+        conflicts=_counted_from_one(stack.conflicts),
+        digest=digest,
+    )
+
+
+def _replaced_in_place(
+    request: ApplyPatchRequest,
+    path: Path,
+    patches: Sequence[Patch],
+    threads: int,
+    progress: Progress,
+) -> ApplyPatchResult:
+    """Apply patches one after another to the artifact at `path` itself."""
     infos: list[PatchInfo] = []
     conflicts: list[Conflict] = []
     for patch in patches:
         changed = apply_in_place(
-            target.path, patch, any_base=request.any_base, threads=threads, progress=progress
+            path, patch, any_base=request.any_base, threads=threads, progress=progress
         )
         info = PatchInfo(
-            number=_number_there(target.path, patch) if changed is None else changed.number,
+            number=_number_there(path, patch) if changed is None else changed.number,
             digest=patch.digest,
             description=patch.description,
             rows=patch.rows,
@@ -193,13 +107,13 @@ def apply_patches(request: ApplyPatchRequest, progress: Progress = SILENT) -> Ap
             if changed.resumed:
                 progress.note(f"resumed: {patch.description or patch.digest[:19]}")
     return ApplyPatchResult(
-        path=target.path,
+        path=path,
         out=None,
         patches=tuple(infos),
         rows=sum(info.rows for info in infos if info.applied),
         conflicts=_counted_from_one(conflicts),
-        digest=open_target(target.path).digest,
-        journal=journal_folder(target.path),
+        digest=open_target(path).digest,
+        journal=journal_folder(path),
     )
 
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.files import canonical_json, inner_file, output_errors, read_json, sha256_bytes
 from engram_cli.formats.base import PATCHES
-from engram_cli.formats.bundle import BUNDLE, DESCRIPTION, PATCHING, read_bundle
+from engram_cli.formats.bundle import BUNDLE, PATCHING, read_bundle
 from engram_cli.formats.bundle_description import FORMAT as BUNDLE_FORMAT
+from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.bundle_rows import bundle_rows
 from engram_cli.outputs import Kind
 from engram_cli.patches.patch import LayerPatch

@@ -8,56 +8,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import Companions
-from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.commands.evaluate.held_out import HeldOut
 from engram_cli.commands.evaluate.model import dtype_on, find_processes
-from engram_cli.commands.load_model import check_checkpoint, load_model
+from engram_cli.commands.load_model import load_model
 from engram_cli.commands.lookup.rows import window_ngrams
-from engram_cli.commands.patch_make.facts import Fact, read_facts, run_together
+from engram_cli.commands.patch_make.prepared import Prepared, prepare
 from engram_cli.commands.patch_make.result import FactResult, Measured, PatchMakeResult, Predicted
 from engram_cli.commands.patch_make.traffic import (
-    Traffic,
     by_order,
-    find_traffic,
     predict,
-    require_traffic,
 )
 from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.requests.patch_make import PatchMakeRequest
-from engram_cli.commands.trace import check_tokenizer
-from engram_cli.corpus.checks import needs_tokenizer, remarks
-from engram_cli.corpus.encode import check_encoder, make_encoder
-from engram_cli.corpus.sources import Sources, find_sources
+from engram_cli.corpus.checks import needs_tokenizer
+from engram_cli.corpus.encode import make_encoder
 from engram_cli.errors import CorpusError, InputError
-from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, bundle_folder, read_bundle
-from engram_cli.formats.bundle_rows import BundleRows, bundle_rows
+from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_rows import BundleRows
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.numbers import count, counted
 from engram_cli.outputs import prepare_output
-from engram_cli.patches import Patch, make_patch, write_patch
-from engram_cli.patches.patch_file import PATCH
+from engram_cli.patches.making import make_patch
+from engram_cli.patches.patch import Patch
+from engram_cli.patches.patch_file import PATCH, write_patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.runtime import attach, detach, memories
 from engram_cli.runtime.memory import Memory
-from engram_cli.stats.names import Names
 from engram_cli.training.edits.choice import Candidates, ChosenRows, every_row, joined
 from engram_cli.training.edits.divergence import EditReads, measure_divergence
 from engram_cli.training.edits.influence import choose_rows
 from engram_cli.training.edits.learning import FactTokens, Told, learn_facts, row_sizes, tell_facts
 from engram_cli.training.edits.rows import RowValues, edited_rows, find_candidates, row_finder
-from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
 _MARGIN = 1.0  # nats by which a target token shall be ahead: other kernels still say the target
 _FLOOR = 1.0  # look-ups per million tokens below which rows compare by their gradients
-_CONTEXT = 1024
 _LOGITS = {"cpu": 2**28, "cuda": 2**31}  # bytes of the logits of one of two models
 
 
@@ -73,7 +64,7 @@ def make_patch_of_facts(request: PatchMakeRequest, progress: Progress = SILENT) 
     inputs = (request.checkpoint, request.bundle, request.edits, request.stats)
     prepare_output(request.out, PATCH, force=request.force, inputs=inputs)
     request = copied(request, progress)
-    made = _prepare(request, progress)
+    made = prepare(request, progress)
     run = _Run(request, made, progress)
     try:
         result = run.result()
@@ -82,68 +73,10 @@ def make_patch_of_facts(request: PatchMakeRequest, progress: Progress = SILENT) 
     return replace(result, seconds=time.perf_counter() - began)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Prepared:
-    """What is settled before the model is loaded."""
-
-    bundle: Bundle
-    source: BundleRows
-    tokenizer: TokenizerFile
-    facts: tuple[Fact, ...]
-    traffic: Traffic | None
-    names: Names
-    text: Sources | None
-    context: int
-
-
-def _prepare(request: PatchMakeRequest, progress: Progress) -> _Prepared:
-    """Check what is asked for and open what is read, but not the model."""
-    check_checkpoint(request.checkpoint)
-    check_encoder(request.encoder)
-    shape = read_model_shape(request.checkpoint)
-    bundle = read_bundle(bundle_folder(request.bundle or request.checkpoint / BUNDLE_NAME))
-    source = bundle_rows(bundle)
-    tokenizer = load_tokenizer(request.tokenizer or request.checkpoint, progress)
-    check_tokenizer(bundle.folder, tokenizer)
-    facts = read_facts(request.edits, tokenizer, shape.positions)
-    together = run_together(facts)
-    if together:
-        progress.note(
-            f"{counted(together, 'target')} of {count(len(facts))} begin without a space after the "
-            "prompt's last word, and are taken so"
-        )
-    text = None
-    if request.held_out:
-        text = find_sources(request.held_out, request.corpus)
-        for remark in remarks(text.files, request.corpus):
-            progress.note(remark)
-    companions = Companions(
-        artifact=bundle.folder, folder=request.workspace.folder, stats=request.stats
-    )
-    traffic = find_traffic(source, companions, progress)
-    require_traffic(traffic, request.max_traffic)
-    if traffic is None:
-        progress.note(
-            "how often a corpus reads rows is not known (--stats): those are changed that move "
-            "the facts most"
-        )
-    layout = source.layout
-    return _Prepared(
-        bundle=bundle,
-        source=source,
-        tokenizer=tokenizer,
-        facts=facts,
-        traffic=traffic,
-        names=Names(layout, companions.vocabulary(layout, progress)),
-        text=text,
-        context=min(_CONTEXT, shape.positions or _CONTEXT),
-    )
-
-
 class _Run:
     """The model with its memory, and what is found on the way to a patch."""
 
-    def __init__(self, request: PatchMakeRequest, made: _Prepared, progress: Progress) -> None:
+    def __init__(self, request: PatchMakeRequest, made: Prepared, progress: Progress) -> None:
         self._request, self._made, self._progress = request, made, progress
         self._device = find_processes(request.device).device
         dtype = dtype_on(self._device, request.dtype)

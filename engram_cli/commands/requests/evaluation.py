@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.options import Force, Here, Option, revision_of
+from engram_cli.commands.requests.options import Checkpoint, Force, Here, Option, Rule, revision_of
+from engram_cli.commands.requests.patch import AnyBase
 from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
 
@@ -52,14 +53,15 @@ class EvaluateRequest(CorpusFields):
     what suits the model. `report`: an HTML page to write, None for none.
     """
 
-    checkpoint: Annotated[
-        Path,
-        Option(
-            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
-            argument=True,
-            reads="copy",
+    RULES = (
+        Rule(
+            lambda request: request.any_base and not request.patch,
+            "--any-base without --patch",
+            "it takes patches that were made for another artifact",
         ),
-    ]
+    )
+
+    checkpoint: Checkpoint
     sources: Annotated[
         tuple[str | Path, ...],
         Option(
@@ -73,6 +75,16 @@ class EvaluateRequest(CorpusFields):
     bundle: Annotated[
         Path | None, Option("Bundle to evaluate (CHECKPOINT/engram, if it is there).", reads="copy")
     ] = None
+    patch: Annotated[
+        tuple[Path, ...],
+        Option(
+            "Patch or overlay to put on the memory, without changing the bundle: the model is "
+            "evaluated with and without. Can be repeated; on a row of several patches, the last "
+            "one counts.",
+            reads="ranges",
+        ),
+    ] = ()
+    any_base: AnyBase = False
     lora: Annotated[
         Path | None,
         Option("LoRA adapter to evaluate too: a folder that PEFT saved.", reads="copy"),

@@ -76,9 +76,11 @@ class Group:
     """A field whose value is made from the options of another class.
 
     If that class has `resolved(given)`, its result is the value; `given` are all options by name.
+    `helps`: what the help of some of them says here, by name.
     """
 
     options: type
+    helps: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,9 @@ def declared(request: type) -> Iterator[Declared]:
 def _all_declared(request: type) -> Iterator[Declared]:
     for field, kind, mark in _marked(request):
         if isinstance(mark, Group):
-            yield from _all_declared(mark.options)
+            for each in _all_declared(mark.options):
+                text = (mark.helps or {}).get(each.name, each.option.help)
+                yield replace(each, option=replace(each.option, help=text))
             continue
         home = next(base for base in request.__mro__ if field.name in get_annotations(base))
         yield Declared(
@@ -316,6 +320,20 @@ Here = Annotated[Workspace, WORKSPACE]
 Force = Annotated[bool, Option("Replace an output that engram wrote before.")]
 DryRun = Annotated[bool, Option("Print the sizes in bytes and write nothing.")]
 Threads = Annotated[int | None, Option("Number of threads (one per core).", least=1)]
+Checkpoint = Annotated[
+    Path,
+    Option(
+        "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
+        argument=True,
+        reads="copy",
+    ),
+]
+ModelTokenizer = Annotated[
+    Path | None,
+    Option(
+        "The model's tokenizer (CHECKPOINT/tokenizer.json).", reads="ranges", files=TOKENIZER_FILES
+    ),
+]
 Vocab = Annotated[
     Path | None, Option("Compressed vocabulary (the one in the workspace).", reads="ranges")
 ]

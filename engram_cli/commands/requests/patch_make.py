@@ -9,7 +9,7 @@ from typing import Annotated
 
 from engram_cli.commands.requests.corpus import CorpusFields
 from engram_cli.commands.requests.evaluation import DTYPES, MODEL, Device
-from engram_cli.commands.requests.options import Force, Here, Option, Rule, revision_of
+from engram_cli.commands.requests.options import Checkpoint, Force, Here, Option, Rule, revision_of
 from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
 from engram_cli.training import defaults
@@ -49,14 +49,7 @@ class PatchMakeRequest(CorpusFields):
         ),
     )
 
-    checkpoint: Annotated[
-        Path,
-        Option(
-            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
-            argument=True,
-            reads="copy",
-        ),
-    ]
+    checkpoint: Checkpoint
     edits: Annotated[
         Path,
         Option(

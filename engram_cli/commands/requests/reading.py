@@ -12,8 +12,10 @@ from engram_cli.commands.requests.evaluation import AUTO, Device, ModelDtype, Mo
 from engram_cli.commands.requests.options import (
     TOKENIZER_FILES,
     WORKSPACE,
+    Checkpoint,
     Force,
     Group,
+    ModelTokenizer,
     Option,
     Request,
     Rule,
@@ -301,27 +303,13 @@ class TraceRequest(Request):
     `tokenizer` None is the checkpoint's; `report` is an HTML page to write, None for none.
     """
 
-    checkpoint: Annotated[
-        Path,
-        Option(
-            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
-            argument=True,
-            reads="copy",
-        ),
-    ]
+    checkpoint: Checkpoint
     text: Annotated[str, Option("Text to run the model on.", argument=True)]
     revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
     bundle: Annotated[Path | None, Option("Bundle to use (CHECKPOINT/engram).", reads="copy")] = (
         None
     )
-    tokenizer: Annotated[
-        Path | None,
-        Option(
-            "The model's tokenizer (CHECKPOINT/tokenizer.json).",
-            reads="ranges",
-            files=TOKENIZER_FILES,
-        ),
-    ] = None
+    tokenizer: ModelTokenizer = None
     device: Device = None
     dtype: ModelDtype = AUTO
     placement: ModelPlacement = "hbm"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from engram_cli.commands.geometry import Geometry, read_sizes
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
 from engram_cli.commands.requests.corpus import CorpusFields
 from engram_cli.commands.requests.options import (
-    LAYOUT,
     WORKSPACE,
+    Checkpoint,
     Group,
     Option,
     Rule,
-    integers,
     revision_of,
 )
 from engram_cli.training import defaults
@@ -27,29 +27,13 @@ def _rate(what: str) -> Option:
     return Option(f"Learning rate of {what}.", panel=_RATES)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewTable(Geometry):
-    """The layout of a table that train makes; what is None suits the model and the text."""
-
-    PANEL = LAYOUT
-
-    rows_per_head: Annotated[
-        tuple[int, ...] | None,
-        Option(
-            "Minimum rows per head, one size or one per order: 64k (a row for every "
-            f"{defaults.TOKENS_A_ROW} tokens, while the model is large enough).",
-            metavar="SIZE,...",
-            parser=read_sizes,
-        ),
-    ] = None
-    layers: Annotated[
-        tuple[int, ...] | None,
-        Option(
-            "Layers that get a table (the second and the middle one).",
-            metavar="LAYER,...",
-            parser=integers,
-        ),
-    ] = None
+_NEW_TABLE = {  # what is not given suits the model and the text
+    "rows_per_head": (
+        "Minimum rows per head, one size or one per order: 64k (a row for every "
+        f"{defaults.TOKENS_A_ROW} tokens, while the model is large enough)."
+    ),
+    "layers": "Layers that get a table (the second and the middle one).",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +47,7 @@ class TrainRequest(CorpusFields):
     steps. With `dry_run` nothing is written.
     """
 
-    checkpoint: Annotated[
-        Path,
-        Option(
-            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
-            argument=True,
-            reads="copy",
-        ),
-    ]
+    checkpoint: Checkpoint
     sources: Annotated[
         tuple[str | Path, ...],
         Option(
@@ -194,7 +171,7 @@ class TrainRequest(CorpusFields):
         int,
         Option("Seed of the order of the text and of new weights.", panel=_BATCH, least=0),
     ] = 0
-    geometry: Annotated[Geometry, Group(NewTable)] = field(default_factory=Geometry)
+    geometry: Annotated[Geometry, Group(Geometry, _NEW_TABLE)] = field(default_factory=Geometry)
     dim: Annotated[
         int | None, Option(f"Values per row of a new table ({defaults.DIM}).", least=1)
     ] = None
@@ -202,6 +179,11 @@ class TrainRequest(CorpusFields):
         bool, Option("Say how much memory and time it takes, and write nothing.")
     ] = False
     folder: Annotated[Path | None, WORKSPACE] = None
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Return the options of a new table, where a bundle is given."""
+        return frozenset() if given["bundle"] is None else LAYOUT_NAMES | {"dim"}
 
     @property
     def is_sharded(self) -> bool:

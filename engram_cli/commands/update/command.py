@@ -26,8 +26,9 @@ from engram_cli.errors import InputError
 from engram_cli.files import address_of, output_errors
 from engram_cli.numbers import counted
 from engram_cli.outputs import check_output, new_folder, prepare_output
-from engram_cli.patches import LayerPatch, read_patch, stored_patch, write_patch
-from engram_cli.patches.patch_file import PATCH, is_patch
+from engram_cli.patches.making import stored_patch
+from engram_cli.patches.patch import LayerPatch
+from engram_cli.patches.patch_file import PATCH, is_patch, read_patch, write_patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.safetensors import file_metadata

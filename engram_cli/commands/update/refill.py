@@ -32,8 +32,7 @@ from engram_cli.table.attributes import (
 )
 from engram_cli.table.build import build_store
 from engram_cli.table.grid import array_name
-from engram_cli.table.inits import INITS
-from engram_cli.table.inits.corpus.filled import corpus_digest
+from engram_cli.table.inits.corpus.filled import CorpusFill, corpus_digest
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.lock import build_lock
 from engram_cli.table.places import check_place, clear_place, partial_folder, scratch_folder
@@ -51,6 +50,7 @@ def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult
     """
     begin = time.perf_counter()
     path, place = request.table, request.out or request.table
+    threads = request.threads or processors()
     about = _description(path)
     init = about.attributes["init"]
     if init["name"] not in ("next-token", "token-mean"):
@@ -73,21 +73,19 @@ def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult
         change = read_change(reader, place, stack, tuple(sides))
         file = reader.read(found, scratch_folder(place))
         _check_change(change, init["parameters"], file, path)
-        spec = _spec(
-            about,
-            layout,
-            init=INITS.load(init["name"])(
-                layout=layout,
-                file=file,
-                embeddings=vectors,
-                joined=bool(init["parameters"].get("join_documents")),
-                centre=init["parameters"].get("centre", "corpus"),
-                sums=partial_folder(place) if keep else None,
-                memory=memory_of_update(request),
-                threads=request.threads or processors(),
-                progress=progress,
-            ),
+        filled = CorpusFill(
+            name=init["name"],
+            layout=layout,
+            file=file,
+            embeddings=vectors,
+            joined=bool(init["parameters"].get("join_documents")),
+            centre=init["parameters"].get("centre", "corpus"),
+            sums=partial_folder(place) if keep else None,
+            memory=memory_of_update(request),
+            threads=threads,
+            progress=progress,
         )
+        spec = _spec(about, layout, filled)
         digest = ""
         if not request.dry_run:
             report = build_store(
@@ -95,20 +93,32 @@ def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult
                 place,
                 hits=lambda layer: _hits(about, layer),
                 force=request.force or request.out is None,
-                threads=request.threads or processors(),
+                threads=threads,
                 progress=progress,
             )
             digest = report.digest
         remove_scratch(change)
-    rows = sum(entry.rows for entry in layout.layers)
+    return _result(request, about, change, filled, spec, digest, time.perf_counter() - begin)
+
+
+def _result(
+    request: UpdateTableRequest,
+    about: Description,
+    change: DocumentChange,
+    filled: CorpusFill,
+    spec: TableSpec,
+    digest: str,
+    seconds: float,
+) -> UpdateTableResult:
+    rows = sum(entry.rows for entry in spec.layout.layers)
     return UpdateTableResult(
-        table=path,
-        out=place,
+        table=request.table,
+        out=request.out or request.table,
         added=DocumentCount.of(change.added),
         removed=DocumentCount.of(change.removed),
-        documents=file.documents,
-        tokens=file.tokens,
-        centre=init["parameters"].get("centre", "corpus") if init["name"] == "next-token" else None,
+        documents=filled.file.documents,
+        tokens=filled.file.tokens,
+        centre=filled.centre if filled.name == "next-token" else None,
         refilled=True,
         rows=rows,
         touched_rows=None,
@@ -122,7 +132,7 @@ def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult
         completed=False,
         already=False,
         patch=None,
-        seconds=time.perf_counter() - begin,
+        seconds=seconds,
     )
 
 

@@ -40,7 +40,12 @@ def encode(row_type: RowType, values: Floats, stored: NDArray[Any], scales: NDAr
 
 def widen(row_type: RowType, scales: NDArray[Any]) -> Floats:
     """Return stored scales as float32."""
-    return scales.astype(np.float32)
+    if scales.dtype != np.float16:
+        return scales.astype(np.float32)
+    widened = np.empty(scales.shape, dtype=np.float32)
+    halves = np.require(scales, requirements=["C", "W"]).view(np.uint16)  # as kernels take them
+    kernels.from_float16(halves.reshape(-1), widened.reshape(-1))
+    return widened
 
 
 def float32_scales(limit: int, tops: Floats) -> Floats:

@@ -30,6 +30,8 @@ class LayerKey:
 class GateMeter:
     """Inside its `with` block, sums up the gates of each layer; several blocks add up.
 
+    Those of a patched memory are left out: it has the gates of the memory without the patches.
+
     For each layer: `bins` int64[BINS], the gates of all streams by size; `positions`, how many
     tokens they are of; `sums` float64[2], the sum of the gates, and that of the norm of what was
     added over the norm of the hidden state. Padding is left out.
@@ -38,6 +40,8 @@ class GateMeter:
     def __init__(self, model: nn.Module) -> None:
         self._modules: list[tuple[LayerKey, MemoryModule]] = []
         for name, memory in memories(model).items():
+            if memory.patched:
+                continue
             for layer in memory.spec.layers:
                 key = LayerKey(memory=name, layer=layer, decoder_layer=memory.spec.index(layer))
                 module: Any = memory.layers[str(layer)]

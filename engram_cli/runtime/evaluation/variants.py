@@ -1,4 +1,8 @@
-"""The variants of a model that are compared: with and without its memories and its adapters."""
+"""The variants of a model that are compared: with and without its memories and its adapters.
+
+A memory marked as `patched` is the one without that mark under patches, and takes its place in a
+variant of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ from torch import nn
 from engram_cli.errors import InputError
 from engram_cli.runtime.carried import memories
 
-BARE, MEMORY, LORA, LORA_MEMORY = "bare", "memory", "lora", "lora_memory"
-VARIANTS = (BARE, MEMORY, LORA, LORA_MEMORY)
+BARE, MEMORY, PATCHED = "bare", "memory", "patched"
+LORA, LORA_MEMORY = "lora", "lora_memory"
+VARIANTS = (BARE, MEMORY, PATCHED, LORA, LORA_MEMORY)
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -22,8 +27,15 @@ def has_adapter(model: nn.Module) -> bool:
 
 def variants_of(model: nn.Module) -> tuple[str, ...]:
     """Return the variants that `model` has: those with a memory if it carries one, and so on."""
-    memory, lora = bool(memories(model)), has_adapter(model)
-    present = {BARE: True, MEMORY: memory, LORA: lora, LORA_MEMORY: memory and lora}
+    own, lora = memories(model).values(), has_adapter(model)
+    memory, patched = bool(own), any(each.patched for each in own)
+    present = {
+        BARE: True,
+        MEMORY: memory,
+        PATCHED: patched,
+        LORA: lora,
+        LORA_MEMORY: memory and lora,
+    }
     return tuple(name for name in VARIANTS if present[name])
 
 
@@ -46,12 +58,12 @@ def as_variant(model: nn.Module, name: str) -> Iterator[None]:
     own = list(memories(model).values())
     active = [memory.active for memory in own]
     with ExitStack() as stack:
-        if has_adapter(model) and name in (BARE, MEMORY):
+        if has_adapter(model) and name in (BARE, MEMORY, PATCHED):
             wrapped: Any = model
             stack.enter_context(wrapped.disable_adapter())
         try:
             for memory in own:
-                memory.active = name in (MEMORY, LORA_MEMORY)
+                memory.active = name in ((PATCHED,) if memory.patched else (MEMORY, LORA_MEMORY))
             yield
         finally:
             for memory, was in zip(own, active, strict=True):

@@ -103,9 +103,9 @@ def keeps_scales_here(spec: BundleSpec, world: int) -> bool:
     return more <= spec.table_bytes * MOST_SCALES
 
 
-def block_bytes(spec: BundleSpec, world: int, *, scales_here: bool | None = None) -> int:
+def block_bytes(spec: BundleSpec, world: int) -> int:
     """Return the bytes that all rows take on each of `world` GPUs, scales included."""
-    here = keeps_scales_here(spec, world) if scales_here is None else scales_here
+    here = keeps_scales_here(spec, world)
     heights = tuple(spec.rows(layer) for layer in spec.layers)
     return BlockLayout(spec, heights, world, here).size + here * scale_bytes(spec)
 

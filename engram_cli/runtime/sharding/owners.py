@@ -30,11 +30,6 @@ def index_at_owner(rows: Rows, world: int) -> Rows:
     return rows // world
 
 
-def row_at(index: Rows, rank: int, world: int) -> Rows:
-    """Return the row at `index` among the rows of `rank`."""
-    return index * world + rank
-
-
 def count_at(rows: int, rank: int, world: int) -> int:
     """Return how many of `rows` rows a rank owns. Raises InputError for a rank outside the world.
 
@@ -43,11 +38,6 @@ def count_at(rows: int, rank: int, world: int) -> int:
     if not 0 <= rank < world:
         raise InputError(f"rank {rank} of {world} processes", f"give 0..{world - 1}")
     return (rows - rank + world - 1) // world
-
-
-def owned_rows(rows: int, rank: int, world: int) -> NDArray[np.int64]:
-    """Return the rows of a rank in the order in which it holds them: the definition, in NumPy."""
-    return np.arange(rank, rows, world, dtype=np.int64)
 
 
 def by_owner(rows: Tensor, world: int) -> tuple[Tensor, Tensor]:

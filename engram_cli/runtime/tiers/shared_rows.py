@@ -14,7 +14,8 @@ from pathlib import Path
 
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, sha256_bytes
-from engram_cli.formats.bundle import DESCRIPTION, Bundle
+from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.patches.replaced import replaced_digest
 from engram_cli.rows.dtypes import RECORD_ALIGNMENT

@@ -6,7 +6,8 @@ import numpy as np
 from numba import int64, uint32, uint64
 
 from engram_cli.jit import kernel, lanes_without, lowest_bit
-from engram_cli.stats.counting.kernels import TILE, choose, find_slot
+from engram_cli.stats.counting import TILE
+from engram_cli.stats.counting.kernels import choose, find_slot
 
 _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
 _SPREAD = np.uint32(0x9E3779B1)

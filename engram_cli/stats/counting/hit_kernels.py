@@ -10,18 +10,11 @@ from numba import int64, uint32, uint64
 
 from engram_cli.hashing.kernels import rows_of
 from engram_cli.jit import kernel, prefetch
-from engram_cli.stats.counting.key_kernels import (
-    LOW_BITS,
-    MOST_TIMES,
-    ODD,
-    TIMES_BITS,
-    make_keys,
-)
+from engram_cli.stats.counting import LOW_BITS, SLOT_BITS, TILE, TIMES_BITS
+from engram_cli.stats.counting.key_kernels import MOST_TIMES, ODD, make_keys
 
-TILE = 2048
 ROWS_AHEAD = 64  # how far ahead a counter is asked for
 SLOTS_AHEAD = 16  # the same for slots of the combining table
-SLOT_BITS = 17  # of the combining table, 1 MB: the lower ones of a slot are the place of its word
 ROW_BITS = 32 - TIMES_BITS  # an item is the row in its part of a column, and its occurrences
 _LINE = 16  # counters of a cache line
 _TIMES, _TIMES_SHIFT = np.uint64(MOST_TIMES), np.uint64(TIMES_BITS)

@@ -6,10 +6,10 @@ import numpy as np
 from numba import float64, int64, uint32, uint64
 
 from engram_cli.jit import bits_of, kernel, lanes_at_most, lowest_bit, prefetch
+from engram_cli.stats.counting import TILE
 
 SLOTS_AHEAD = 32  # how far ahead the slot of an n-gram is asked for
 ALL_AHEAD = 64  # the same where every n-gram is counted, in a table beyond the caches
-TILE = 2048
 _FULL = np.uint32(0xFFFFFFFF)
 _ODD1, _ODD2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _ODD3 = np.uint64(0x9E3779B97F4A7C15)

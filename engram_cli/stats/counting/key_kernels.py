@@ -12,15 +12,10 @@ from numba import int32, int64, uint32, uint64
 
 from engram_cli.hashing.kernels import mix_ngrams
 from engram_cli.jit import kernel, prefetch
+from engram_cli.stats.counting import LOW_BITS, TILE, TIMES_BITS
 from engram_cli.stats.counting.kernels import SLOTS_AHEAD, choose, find_slot, scramble
 
-TILE = 2048
-LOW_BITS = 16
-# An n-gram with its occurrences is a word, the upper bits of the key over the occurrences, and a
-# place, which is the lower bits of the key scrambled by the upper ones.
-TIMES_BITS = 8
 MOST_TIMES = 2**TIMES_BITS - 1
-KEY_BITS = 64 - TIMES_BITS + LOW_BITS
 _TIMES, _TIMES_SHIFT = np.uint64(MOST_TIMES), np.uint64(TIMES_BITS)
 _LOW, _LOW_SHIFT = np.uint64(2**LOW_BITS - 1), np.uint64(LOW_BITS)
 ODD = np.uint64(0x9E3779B97F4A7C15)

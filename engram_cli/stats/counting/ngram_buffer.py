@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import LayerPlan, Window
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counting import hit_kernels as kernels
-from engram_cli.stats.counting import key_kernels
+from engram_cli.registry import LazyModule
+from engram_cli.stats.counting import KEY_BITS, LOW_BITS, SLOT_BITS, TILE
 from engram_cli.stats.sampling.distinct import Sampler
+
+kernels = LazyModule("engram_cli.stats.counting.hit_kernels")
+key_kernels = LazyModule("engram_cli.stats.counting.key_kernels")
 
 # A column of so many rows, 4 MB, is counted in the order of the list. A larger one is counted part
 # by part: 2.5 ns an n-gram instead of 4.4 where it has 64 MB, and the list 3.3 M n-grams.
@@ -32,7 +35,7 @@ LEAST_PART_BITS, WANTED_PARTS_BITS = 15, 8
 LEAST_ITEMS, MOST_ITEMS = 2**19, 2**22
 MOST_BYTES = 3 * 2**24  # twice as many bytes count 1 % faster at V4.1, without page faults
 _ITEM_BYTES, _MIX_BYTES = 11, 8  # word, place and occurrences; a mix for each layer but the last
-_SLOT_BYTES = 8 << kernels.SLOT_BITS
+_SLOT_BYTES = 8 << SLOT_BITS
 
 Job: TypeAlias = Callable[[NDArray[np.uint32]], None]  # takes a thread's scratch memory
 
@@ -78,7 +81,7 @@ class NgramBuffer:
             each.plan.multipliers[each.order, : each.plan.orders[each.order]].copy()
             for each in layers
         ]
-        self._slots = np.zeros(1 << kernels.SLOT_BITS, dtype=np.uint64)
+        self._slots = np.zeros(1 << SLOT_BITS, dtype=np.uint64)
         self._words = np.empty(items + 1, dtype=np.uint64)
         self._places = np.empty(items + 1, dtype=np.uint16)
         self._times = np.empty(items + 1, dtype=np.uint8)
@@ -183,8 +186,8 @@ class DirectCounter:
 
 def key_bits(layout: HashLayout, order: int) -> int:
     """Return the bits of a token in the key of an n-gram; 0 where such a key would be too long."""
-    bits = max((layout.compressed_size - 1).bit_length(), key_kernels.LOW_BITS)
-    return bits if layout.fold != "powers" and order * bits <= key_kernels.KEY_BITS else 0
+    bits = max((layout.compressed_size - 1).bit_length(), LOW_BITS)
+    return bits if layout.fold != "powers" and order * bits <= KEY_BITS else 0
 
 
 def make_buffers(
@@ -230,4 +233,4 @@ def scratch_items(rows: int, items: int) -> int:
     An eighth more than `items`, for parts are not filled evenly, and two tiles for each part.
     """
     parts = parts_of(rows)
-    return items + items // 8 + 2 * kernels.TILE * parts if parts else 0
+    return items + items // 8 + 2 * TILE * parts if parts else 0

@@ -19,8 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.layout import LayerHash
-from engram_cli.stats.sampling.distinct import NgramSample
-from engram_cli.stats.sampling.known import LeastHits, head_hits, hits_of, least_hits, places_in
+from engram_cli.stats.sampling.known import (
+    LeastHits,
+    SampleHits,
+    head_hits,
+    hits_of,
+    least_hits,
+    places_in,
+)
 from engram_cli.stats.sampling.occurrences import Drawn
 from engram_cli.stats.totals import Counts
 
@@ -67,17 +73,16 @@ class Uses:
         return mean, math.sqrt(variance + float(np.sum(doubt)) + float(np.sum(by_cell**2)))
 
 
-def uses_of(counts: Counts, sample: NgramSample, drawn: Drawn) -> Uses | None:
-    """Return what stands for all occurrences of an order; None if `sample` is complete."""
+def uses_of(hits: SampleHits, drawn: Drawn) -> Uses | None:
+    """Return what stands for all occurrences of an order; None if the sample is complete."""
+    counts, sample = hits.counts, hits.sample
     if sample.exact or not len(drawn.times):
         return None
     layout = counts.layout
-    hits = hits_of(counts)
-    theirs = least_hits(layout, layout.layers, sample.tokens, hits)
-    found = least_hits(layout, layout.layers, drawn.tokens, hits)
+    found = least_hits(layout, layout.layers, drawn.tokens, hits_of(counts))
     places = places_in(sample, drawn.hashes)
     known = places >= 0
-    chances, spread = _chances(theirs, sample.counts)
+    chances, spread = _chances(hits.least(), sample.counts)
     cells = _cells(found)
     return Uses(
         tokens=drawn.tokens,

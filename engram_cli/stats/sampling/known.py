@@ -8,8 +8,8 @@ Cormode and Muthukrishnan (2005).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ from engram_cli.stats.totals import FULL, Counts
 HitsAt: TypeAlias = Callable[[int, NDArray[np.int64]], NDArray[np.uint32]]
 
 _STEP = 2**15  # n-grams hashed together
+_MOST_KEPT = 2**23  # n-grams of a sample x heads whose hits are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,20 +74,26 @@ def least_hits(
     """Return the least hits of n-grams int32[S, order] over all heads of some layers."""
     order, heads = tokens.shape[1], layout.heads
     index = layout.orders.index(order)
-    least = np.empty(len(tokens), dtype=np.uint32)
-    ties = np.empty(len(tokens), dtype=np.int64)
     plans = [plan_layer(layout, entry) for entry in layers]
-    for begin in range(0, len(tokens), _STEP):
-        part = tokens[begin : begin + _STEP]
-        met = []
+
+    def met(ngrams: slice) -> Iterator[NDArray[np.uint32]]:
         for entry, plan in zip(layers, plans, strict=True):
             offsets = np.array(entry.offsets[index * heads : (index + 1) * heads], dtype=np.int64)
-            rows = ngram_rows(part, plan, index, heads).astype(np.int64) + offsets[:, None]
-            met.append(hits_at(entry.layer, rows))
-        hits = np.concatenate(met)
-        own = hits.min(axis=0)
-        least[begin : begin + _STEP] = own
-        ties[begin : begin + _STEP] = np.count_nonzero(hits == own, axis=0)
+            rows = ngram_rows(tokens[ngrams], plan, index, heads).astype(np.int64)
+            yield hits_at(entry.layer, rows + offsets[:, None])
+
+    return _least(len(tokens), met)
+
+
+def _least(size: int, met: Callable[[slice], Iterable[NDArray[np.uint32]]]) -> LeastHits:
+    """Return the least hits of `size` n-grams; `met` gives uint32[heads, S] of some, by layer."""
+    least = np.empty(size, dtype=np.uint32)
+    ties = np.empty(size, dtype=np.int64)
+    for begin in range(0, size, _STEP):
+        step = slice(begin, begin + _STEP)
+        hits = np.concatenate(list(met(step)))
+        own = least[step] = hits.min(axis=0)
+        ties[step] = np.count_nonzero(hits == own, axis=0)
     return LeastHits(least=least.astype(np.uint64), ties=ties)
 
 
@@ -156,3 +163,35 @@ def head_hits(counts: Counts, entry: LayerHash, tokens: NDArray[np.int32]) -> ND
 def hits_of(counts: Counts) -> HitsAt:
     """Return a function that gives the counted hits."""
     return lambda layer, rows: counts.hits[layer][rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SampleHits:
+    """Gives the hits of the rows of the n-grams of a sample.
+
+    Several statistics ask for them. They are gathered once if they are few enough to be kept: of a
+    usual sample that takes 30 ms a layer, from all over the counters.
+    """
+
+    counts: Counts
+    sample: NgramSample
+    _kept: dict[int, NDArray[np.uint32]] = field(default_factory=dict, repr=False)
+
+    def of(self, entry: LayerHash, ngrams: slice) -> NDArray[np.uint32]:
+        """Return uint32[heads, S]: the hits in a layer, of S n-grams of the sample."""
+        tokens = self.sample.tokens
+        if len(tokens) * self.counts.layout.heads > _MOST_KEPT:
+            return head_hits(self.counts, entry, tokens[ngrams])
+        kept = self._kept.get(entry.layer)
+        if kept is None:
+            steps = range(0, max(len(tokens), 1), _STEP)
+            parts = [head_hits(self.counts, entry, tokens[at : at + _STEP]) for at in steps]
+            kept = self._kept[entry.layer] = np.concatenate(parts, axis=1)
+        return kept[:, ngrams]
+
+    def least(self) -> LeastHits:
+        """Return the least hits of all n-grams of the sample, over all heads of all layers."""
+        layers = self.counts.layout.layers
+        return _least(
+            len(self.sample.tokens), lambda step: (self.of(entry, step) for entry in layers)
+        )

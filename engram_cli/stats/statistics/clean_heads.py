@@ -15,9 +15,8 @@ from engram_cli.charts import Bar, BarChart, Group, Slot, order_color, order_nam
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.numbers import percent
 from engram_cli.stats.sampling.by_use import Uses
-from engram_cli.stats.sampling.distinct import NgramSample
 from engram_cli.stats.sampling.ideal import ideal_shared
-from engram_cli.stats.sampling.known import head_hits
+from engram_cli.stats.sampling.known import SampleHits
 from engram_cli.stats.statistic import Counted, Results, Statistic
 from engram_cli.stats.totals import Counts
 from engram_cli.view import Column, Row, Table, View, counts, percents
@@ -47,9 +46,9 @@ class CleanHeads:
 def compute(counted: Counted) -> tuple[CleanHeads, ...]:
     """Return the clean heads of each layer and order."""
     return tuple(
-        _clean_heads(counted.counts, entry, index, sample, counted.uses[index])
+        _clean_heads(entry, index, hits, counted.uses[index])
         for entry in counted.counts.layout.layers
-        for index, sample in enumerate(counted.samples)
+        for index, hits in enumerate(counted.hits)
     )
 
 
@@ -65,15 +64,14 @@ def ideal_clean(moduli: Sequence[int], ngrams: float) -> list[float]:
     return [float(chance) for chance in chances]
 
 
-def _clean_heads(
-    counts: Counts, entry: LayerHash, index: int, sample: NgramSample, use: Uses | None
-) -> CleanHeads:
+def _clean_heads(entry: LayerHash, index: int, found: SampleHits, use: Uses | None) -> CleanHeads:
+    counts, sample = found.counts, found.sample
     heads, size = counts.layout.heads, len(sample.counts)
     by_ngram, by_use = np.zeros(heads + 1, dtype=np.int64), np.zeros(heads + 1)
     purity = 0  # in units, as whole numbers: the same in any order of the n-grams
     for begin in range(0, size, _STEP):
         times = sample.counts[begin : begin + _STEP]
-        hits = head_hits(counts, entry, sample.tokens[begin : begin + _STEP])
+        hits = found.of(entry, slice(begin, begin + _STEP))
         clean = np.count_nonzero(hits <= times, axis=0)  # heads with no more hits than it
         by_ngram += np.bincount(clean, minlength=heads + 1)
         by_use += np.bincount(clean, weights=times, minlength=heads + 1)

@@ -27,7 +27,7 @@ from engram_cli.stats.sampling.ideal import (
     ideal_occupied_error,
     ideal_shared,
 )
-from engram_cli.stats.sampling.known import head_hits
+from engram_cli.stats.sampling.known import SampleHits
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.view import Estimate, Row, Table, View, counts, percents
@@ -70,7 +70,7 @@ class ColumnStats:
 
 
 def column_stats(
-    counts: Counts, samples: Sequence[NgramSample], uses: Sequence[Uses | None]
+    counts: Counts, samples: Sequence[SampleHits], uses: Sequence[Uses | None]
 ) -> tuple[ColumnStats, ...]:
     """Return the results of each column, by layer, order and head.
 
@@ -80,24 +80,25 @@ def column_stats(
     return tuple(_columns(counts, samples, uses))
 
 
-def shared_by_head(counts: Counts, entry: LayerHash, sample: NgramSample) -> NDArray[np.bool_]:
+def _shared_by_head(hits: SampleHits, entry: LayerHash) -> NDArray[np.bool_]:
     """Return bool[H, S]: whether another n-gram falls on an n-gram's row, in each head."""
-    shared = np.empty((counts.layout.heads, len(sample.counts)), dtype=np.bool_)
+    times = hits.sample.counts
+    shared = np.empty((hits.counts.layout.heads, len(times)), dtype=np.bool_)
     for begin in range(0, shared.shape[1], _STEP):
         step = slice(begin, begin + _STEP)
-        shared[:, step] = sample.counts[step] < head_hits(counts, entry, sample.tokens[step])
+        shared[:, step] = times[step] < hits.of(entry, step)
     return shared
 
 
 def _columns(
-    counts: Counts, samples: Sequence[NgramSample], uses: Sequence[Uses | None]
+    counts: Counts, samples: Sequence[SampleHits], uses: Sequence[Uses | None]
 ) -> Iterator[ColumnStats]:
     heads = counts.layout.heads
     chance = ALARM / (len(counts.layout.layers) * counts.layout.columns)
     for entry in counts.layout.layers:
         hits = counts.hits[entry.layer]
-        for index, (sample, use) in enumerate(zip(samples, uses, strict=True)):
-            shared = shared_by_head(counts, entry, sample)
+        for index, (found, use) in enumerate(zip(samples, uses, strict=True)):
+            sample, shared = found.sample, _shared_by_head(found, entry)
             clean = None if use is None else use.clean(counts, entry)
             for head in range(heads):
                 column = index * heads + head
@@ -300,6 +301,6 @@ def _deviation(each: ColumnStats) -> float:
 COLUMNS = Statistic(
     key="columns",
     kind=tuple[ColumnStats, ...],
-    compute=lambda counted: column_stats(counted.counts, counted.samples, counted.uses),
+    compute=lambda counted: column_stats(counted.counts, counted.hits, counted.uses),
     view=view,
 )

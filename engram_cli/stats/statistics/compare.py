@@ -33,6 +33,7 @@ from engram_cli.stats.counting.counters import Counter, buffer_bytes, scratch_by
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.sampling.by_use import uses_of
 from engram_cli.stats.sampling.distinct import sampler_bytes
+from engram_cli.stats.sampling.known import SampleHits
 from engram_cli.stats.sampling.occurrences import Occurrences, drawn_ngrams
 from engram_cli.stats.sampling.text_ngrams import Budget, TextNgrams, exact_ngrams, read_text
 from engram_cli.stats.state import State, nested, part_of, take, take_into
@@ -80,9 +81,10 @@ class UncompressedPartial:
         own = replace(counts, layout=self.twin, hits=self.hits, samples=self.text.samples)
         samples = self.text.best
         drawn = drawn_ngrams(self.text.occurrences, self.twin.orders)
-        uses = [uses_of(own, *pair) for pair in zip(samples, drawn, strict=True)]
+        hits = [SampleHits(counts=own, sample=sample) for sample in samples]
+        uses = [uses_of(*pair) for pair in zip(hits, drawn, strict=True)]
         return UncompressedResult(
-            orders=order_stats(samples, own.tokens), columns=column_stats(own, samples, uses)
+            orders=order_stats(samples, own.tokens), columns=column_stats(own, hits, uses)
         )
 
 

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from engram_cli.charts import order_name
 from engram_cli.numbers import count
-from engram_cli.stats.sampling.distinct import NgramSample
-from engram_cli.stats.sampling.known import KnownNgrams, hits_of, least_hits
+from engram_cli.stats.sampling.known import KnownNgrams, SampleHits
 from engram_cli.stats.statistic import Counted, Results, Statistic
-from engram_cli.stats.totals import Counts
 from engram_cli.view import Column, Estimate, Row, Table, View
 
 TOP = 20  # n-grams of an order
@@ -51,11 +49,11 @@ def compute(counted: Counted, limit: int = TOP) -> tuple[TopNgrams, ...] | None:
 
     None where nothing finds them: the sample lacks n-grams, and no positions were drawn.
     """
-    pairs = zip(counted.samples, counted.known, strict=True)
-    if not all(sample.exact or known.positions for sample, known in pairs):
+    pairs = list(zip(counted.hits, counted.known, strict=True))
+    if not all(hits.sample.exact or known.positions for hits, known in pairs):
         return None
     found = []
-    for sample, known in zip(counted.samples, counted.known, strict=True):
+    for hits, known in pairs:
         best = tuple(
             FrequentNgram(
                 text=counted.names.ngram(known.tokens[at]),
@@ -67,25 +65,23 @@ def compute(counted: Counted, limit: int = TOP) -> tuple[TopNgrams, ...] | None:
         )
         found.append(
             TopNgrams(
-                order=sample.order,
-                exact=sample.exact,
+                order=hits.sample.order,
+                exact=hits.sample.exact,
                 positions=known.positions,
-                excess=0 if all(e.exact for e in best) else _excess(counted.counts, sample),
+                excess=0 if all(e.exact for e in best) else _excess(hits),
                 ngrams=best,
             )
         )
     return tuple(found)
 
 
-def _excess(counts: Counts, sample: NgramSample) -> int:
+def _excess(hits: SampleHits) -> int:
     """Return by how much an upper bound is too high at most, for 19 of 20 n-grams.
 
     What else falls on the rows of an n-gram does not depend on how frequent it is, so the
     sample tells: for its n-grams both are known.
     """
-    layout = counts.layout
-    found = least_hits(layout, layout.layers, sample.tokens, hits_of(counts))
-    return int(np.quantile(found.least - sample.counts, _SURE, method="higher"))
+    return int(np.quantile(hits.least().least - hits.sample.counts, _SURE, method="higher"))
 
 
 def most_frequent(known: KnownNgrams, limit: int) -> NDArray[np.intp]:

@@ -103,9 +103,3 @@ def concentration(counts: NDArray[np.int64], change: NDArray[np.float64]) -> Con
     half = float(np.interp(0.5, points_y, points_x))
     pairs = zip(points_x.tolist(), points_y.tolist(), strict=True)
     return Concentration(half_rows=max(1, round(half * int(rows[-1]))), shares=tuple(pairs))
-
-
-def share_of_top(found: Concentration, share: float) -> float:
-    """Return the share of the change that a share of the changed rows has, the most changed."""
-    x, y = zip(*found.shares, strict=True)
-    return float(np.interp(share, x, y))

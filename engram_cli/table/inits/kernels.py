@@ -101,3 +101,15 @@ def normal(key, first, std, out):  # type: ignore[no-untyped-def]
         width = min(TILE, count - begin)
         words(key, first + uint64(begin), low[:width], high[:width])
         pairs(low[:width], high[:width], std, out[2 * begin : 2 * (begin + width)])
+
+
+@kernel("void(uint64, float32, int64[::1], int64, float32[::1], int16[:, ::1])")
+def random_vectors(key, std, tokens, dim, buffer, out):  # type: ignore[no-untyped-def]
+    """Write the vectors of `tokens` [n] to `out` [n, W], as `seeded_normal` draws them; `buffer`:
+    2 x ceil(dim / 2) values."""
+    pairs = uint64(buffer.size // 2)
+    for i in range(tokens.size):
+        normal(key, uint64(tokens[i]) * pairs, std, buffer)
+        target = out[i]
+        for j in range(dim):
+            target[j] = np.int16(np.rint(buffer[j]))

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.malloc import keep_freed
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.scan.kernels import rows as kernels
 from engram_cli.table.scan.scan import (
@@ -49,6 +50,7 @@ def is_sampled(source: LayerReader) -> bool:
 def scan_sample(source: LayerReader, *, threads: int = 1, progress: Progress = SILENT) -> LayerScan:
     """Read a sample of a layer's rows, and the hits of all. Raises ArtifactError for files that
     cannot be read."""
+    keep_freed()  # else each array comes in fresh pages: looking for duplicates takes 9 ms, not 3
     layout, layer = source.source.layout, source.layer
     entry, counted = layout.layer(layer), source.counted is not None
     drawn = [
@@ -100,7 +102,7 @@ def _measured(
     among `ids`, with their hashes."""
     items, factors = source.taken(ids)
     hits, scales, keys = source.hits_at(ids), source.row_scales, hash_keys(source)
-    chosen = np.empty((kernels.COLUMNS, len(ids) + kernels.TILE), dtype=np.uint64)
+    chosen = np.empty((kernels.COLUMNS, len(ids)), dtype=np.uint64)
     found, first, taken = [], 0, 0
     for groups, size in shapes:
         own = [Sums() for _ in range(groups)]

@@ -129,6 +129,8 @@ class Sums:
         self.ends[1] = max(self.ends[1], other.ends[1])
         self.bins += other.bins
         for row, hits in other.hottest.T.tolist():
+            if not hits:
+                break
             kernels.heat(self.hottest, row, hits)
 
 
@@ -138,7 +140,7 @@ class _Scratch(threading.local):
     def __init__(self, source: LayerReader) -> None:
         rows = source.piece_rows
         self.piece = np.zeros((rows, source.row_bytes), dtype=np.uint8)
-        self.chosen = np.empty((kernels.COLUMNS, max(kernels.TILE, _CHOSEN)), dtype=np.uint64)
+        self.chosen = np.empty((kernels.COLUMNS, _CHOSEN), dtype=np.uint64)
 
 
 def scan_layer(source: LayerReader, *, threads: int = 1, progress: Progress = SILENT) -> LayerScan:
@@ -300,8 +302,11 @@ class Contents:
         counts = np.concatenate([self._counts, np.ones(len(fresh), dtype=np.int64)])
         pairs = np.stack([fresh, np.full(len(fresh), -1)], axis=1)
         rows = np.concatenate([self._rows, pairs])
-        order = np.argsort(hashes, kind="stable")  # rows are added in their order
-        hashes, counts, rows = hashes[order], counts[order], rows[order]
+        order = np.argsort(hashes)  # 6 times as fast as a stable one
+        ordered = hashes[order]
+        if np.any(ordered[1:] == ordered[:-1]):  # rows are added in their order
+            order = np.argsort(hashes, kind="stable")
+        hashes, counts, rows = ordered, counts[order], rows[order]
         begins = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
         begins = begins[: len(hashes)]
         second = rows[begins, 1]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.hasher import LayerPlan
 from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.table.inits.corpus import kernels as fill_kernels
 from engram_cli.table.inits.corpus.buckets import (
     BufferPool,
     ColumnPart,
@@ -93,8 +94,15 @@ class SideState:
         """Return the rows float32[n, dim] of records int64[n, 1 + dim]."""
         state = self.columns[column]
         values = np.empty((len(records), records.shape[1] - 1), dtype=np.float32)
-        kernels.finish_records(records, state.mean(self.followed), state.scale, values)
+        fill_kernels.finish(records, state.mean(self.followed), state.scale, values)
         return values
+
+
+def load_records(records: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the records [n, 1 + dim] of `rows` [n]."""
+    found = np.empty((len(rows), records.shape[1]), dtype=np.int64)
+    kernels.load_lines(records, 0, rows, found)
+    return found
 
 
 _Bucket: TypeAlias = tuple[
@@ -140,7 +148,7 @@ class LayerUpdate:
         largest = self.before.columns[block.column].largest
         for _, first, touched, change in self._buckets(block):
             count += len(touched)
-            old = self._load(first, touched)
+            old = load_records(self.records, first + touched)
             values = self.before.finish(block.column, old)
             stored = self.rows.read(first + touched)
             made = self.rows.encode(values, self.before.scale)
@@ -165,7 +173,7 @@ class LayerUpdate:
             if wanted and every:
                 height = min(1 << block.shift, block.end - (first - self._offset(block)))
                 touched = np.arange(height, dtype=np.int64)
-                new = change(self._load(first, touched), touched)
+                new = change(load_records(self.records, first + touched), touched)
             if wanted:
                 found.append(self._changed(block.column, first + touched, new))
         return count, found
@@ -174,7 +182,7 @@ class LayerUpdate:
         """Change the records of a block, and its rows unless `every` row is written afterwards."""
         for number, first, touched, change in self._buckets(block, journal):
             if len(touched):
-                records = change(self._load(first, touched), touched)
+                records = change(load_records(self.records, first + touched), touched)
                 slot.write(number, first + touched, records)
                 self.put(block.column, first + touched, records, rows_too=not every)
             journal.note(number)
@@ -188,7 +196,7 @@ class LayerUpdate:
         rows_too: bool = True,
     ) -> None:
         """Write records to their places, and the rows that they make."""
-        kernels.store_records(self.records, 0, rows, records)
+        kernels.store_lines(self.records, 0, rows, records)
         if rows_too:
             self.rows.write(rows, self._changed(column, rows, records).lines)
 
@@ -208,11 +216,6 @@ class LayerUpdate:
 
     def _offset(self, block: Block) -> int:
         return self.entry.offsets[block.column]
-
-    def _load(self, first: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        found = np.empty((len(rows), self.records.shape[1]), dtype=np.int64)
-        kernels.load_records(self.records, first, rows, found)
-        return found
 
     def _buckets(self, block: Block, journal: UpdateJournal | None = None) -> Iterator[_Bucket]:
         """Yield each bucket: its number, its first row in the layer, the touched rows in it, and
@@ -265,8 +268,8 @@ class LayerUpdate:
         rows = rows[: kernels.touched(plus[1], minus[1], rows)].copy()
 
         def change(records: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-            kernels.add_entries(*plus, rows, vectors, 1, records)
-            kernels.add_entries(*minus, rows, vectors, -1, records)
+            fill_kernels.add_rows(*plus, rows, vectors, 1, records)
+            fill_kernels.add_rows(*minus, rows, vectors, -1, records)
             return records
 
         first = self._offset(block) + block.begin + begin

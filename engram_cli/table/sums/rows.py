@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
+from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import RowType
-from engram_cli.table.grid import DAMAGED, ChunkedArray
+from engram_cli.rows.source import SCALES
+from engram_cli.table.attributes import Description
+from engram_cli.table.grid import DAMAGED, ChunkedArray, array_name
 from engram_cli.table.sums import kernels
 
 _MAPPED = 512  # chunk files mapped at a time: the system allows 65,530
@@ -38,6 +41,15 @@ class LayerRows:
     _maps: OrderedDict[str, NDArray[np.uint8]] = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)
 
+    @classmethod
+    def of(cls, about: Description, layer: int) -> LayerRows:
+        """Return the rows of a layer of a table."""
+        row_type = DTYPES.load(about.dtype)
+        arrays = [about.arrays[array_name(layer)]]
+        if row_type.scaling is not None and not row_type.of_layer:
+            arrays.append(about.arrays[array_name(layer, SCALES)])
+        return cls(path=about.path, row_type=row_type, dim=about.dim, arrays=arrays)
+
     def encode(self, values: NDArray[np.float32], scale: NDArray[np.float32] | None) -> Lines:
         """Return `values` float32[n, dim] as they are stored; `scale`: float32[1] of the layer."""
         made: list[NDArray[Any]] = [
@@ -53,7 +65,7 @@ class LayerRows:
         for array, out in zip(self.arrays, found, strict=True):
             for index, low, high in _by_chunk(array, rows):
                 first = -index * array.chunk_rows
-                kernels.load_bytes(self._map(array, index), first, rows[low:high], out[low:high])
+                kernels.load_lines(self._map(array, index), first, rows[low:high], out[low:high])
         return found
 
     def write(self, rows: NDArray[np.int64], lines: Lines) -> None:
@@ -63,7 +75,7 @@ class LayerRows:
                 first = -index * array.chunk_rows
                 self.changed.add(array.file(index))
                 own = self._map(array, index)
-                kernels.store_bytes(own, first, rows[low:high], values[low:high])
+                kernels.store_lines(own, first, rows[low:high], values[low:high])
 
     def _map(self, array: ChunkedArray, index: int) -> NDArray[np.uint8]:
         name = array.file(index)
@@ -82,6 +94,14 @@ class LayerRows:
             if len(self._maps) > _MAPPED:
                 self._maps.popitem(last=False)
             return made
+
+
+def stored_scale(about: Description, layer: int) -> NDArray[np.float32] | None:
+    """Return the scale float32[1] of a layer that has one for all rows, else None."""
+    if not DTYPES.load(about.dtype).of_layer:
+        return None
+    file = about.path / about.arrays[array_name(layer, SCALES)].file(0)
+    return np.fromfile(file, dtype="<f4", count=1).astype(np.float32, copy=False)
 
 
 def _by_chunk(array: ChunkedArray, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:

@@ -163,11 +163,11 @@ class StoredSums:
     rows: Mapping[int, int]
     documents: int
 
-    def map(self, layer: int, *, writable: bool = False) -> NDArray[np.int64]:
+    def map(self, layer: int) -> NDArray[np.int64]:
         """Map int64[rows, 1 + dim]: count and sums of the rows of a layer."""
         file = self.path / sums_array(layer, self.rows[layer], self.kept.dim).file(0)
         shape = self.rows[layer], 1 + self.kept.dim
-        return _map(file, RECORD, shape, "r+" if writable else "c")
+        return _map(file, RECORD, shape, "c")
 
     def hashes(self) -> NDArray[np.uint64]:
         """Map the hashes of the documents, ascending."""

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,7 +22,7 @@ from engram_cli.errors import ArtifactError, MismatchError, OutputError
 from engram_cli.files import fsync_folder, inner_file, output_errors
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.jit import LANES
-from engram_cli.patches import LayerPatch
+from engram_cli.patches.patch import LayerPatch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.checksum import file_checksum
@@ -32,25 +31,18 @@ from engram_cli.table.attributes import META
 from engram_cli.table.fill import write_array
 from engram_cli.table.grid import SUMS, array_name, content_digest
 from engram_cli.table.inits.corpus.buckets import map_pairs
-from engram_cli.table.inits.corpus.documents import document_hashes
 from engram_cli.table.inits.corpus.embeddings import Embeddings
-from engram_cli.table.inits.corpus.kernels import weighted_sum
-from engram_cli.table.inits.corpus.pairs import TokenPairs, write_pairs
-from engram_cli.table.inits.corpus.tokens import TokenFile
+from engram_cli.table.inits.corpus.pairs import write_pairs
 from engram_cli.table.store import zarr_metadata
 from engram_cli.table.sums import kernels
-from engram_cli.table.sums.change import DocumentChange, distinct_tokens, without
+from engram_cli.table.sums.after import sums_after, token_pairs
+from engram_cli.table.sums.change import DocumentChange
 from engram_cli.table.sums.files import write_description, write_hashes
 from engram_cli.table.sums.journal import Slot, UpdateState
 from engram_cli.table.sums.layer import BLOCK_ENTRIES, Block, LayerUpdate, SideState, blocks_of
 from engram_cli.table.sums.opened import OpenTable
-from engram_cli.table.sums.rows import LayerRows
-from engram_cli.table.sums.state import (
-    SLOTS,
-    KeptSums,
-    documents_array,
-    map_sums,
-)
+from engram_cli.table.sums.rows import LayerRows, stored_scale
+from engram_cli.table.sums.state import SLOTS, map_sums
 from engram_cli.version import __version__
 
 _PIECE = 2**22  # words or pairs at a time
@@ -71,16 +63,13 @@ class TableUpdate:
     ) -> None:
         """`memory`: bytes that pairs may take while they are made. Raises InputError, MismatchError
         for documents that cannot be added or removed, ArtifactError."""
-        self.table, self.change, self._embeddings = table, change, embeddings
+        self.table, self.change = table, change
         self._threads, self._memory = min(threads, SLOTS), memory
         self._progress = progress
         self._made: dict[int, LayerUpdate] = {}
-        about, kept = table.about, table.sums.kept
-        self._before = about.attributes["init"]["parameters"]
-        self._after = change.parameters(self._before)
         if table.interrupted is not None and table.interrupted.request != change.request:
             raise OutputError(
-                f"{about.path} is half-updated with other documents",
+                f"{table.about.path} is half-updated with other documents",
                 "run the update that was interrupted again: it completes it",
             )
         for file in change.sides:
@@ -90,19 +79,13 @@ class TableUpdate:
                     f"{embeddings.tokens:,} rows",
                     "give documents of the tokenizer that the table was filled with",
                 )
-        self._hashes = self._changed_hashes()
-        self._tokens = distinct_tokens(change, table.layout.vocab_size)
-        self._kept = self._changed_sums(kept)
-        row_type = DTYPES.load(about.dtype)
-        self._scales = self._layer_scales(row_type) if row_type.of_layer else {}
-        moved = kept.followed != self._kept.followed or kept.columns != self._kept.columns
-        old = {layer: self._stored_scale(layer) for layer in self._scales}
-        self.every_row = moved or any(old[layer] != scale for layer, scale in self._scales.items())
+        self._after = sums_after(table, change, embeddings, threads=self._threads)
+        self.every_row = self._after.moves_every_row(table)
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """The parameters of the init afterwards."""
-        return self._after
+        return self._after.kept.parameters
 
     @property
     def memory_bytes(self) -> int:
@@ -111,100 +94,28 @@ class TableUpdate:
         sides = [file for file in self.change.sides if file is not None]
         entries = sum(8 * min(file.tokens * self.table.layout.max_order, BLOCK_ENTRIES)
                       for file in sides)  # fmt: skip
-        vectors = 2 * len(self._tokens) * -(-self.table.about.dim // LANES) * LANES
+        vectors = 2 * len(self._after.vectors.tokens) * -(-self.table.about.dim // LANES) * LANES
         making = min(self._memory, max(64 * file.tokens for file in sides))
         work = max(self._threads * (entries + vectors), min(self._memory, self._kept_bytes))
-        return max(making, work) + 24 * len(self._hashes)
+        return max(making, work) + 24 * len(self._after.hashes)
 
     @property
     def _kept_bytes(self) -> int:
         """Bytes of the entries and vectors of all columns, which are kept where there is room."""
-        layout, name = self.table.layout, self.table.sums.kept.init
+        layout = self.table.layout
         pairs = sum(
-            self._pairs_of(file, name).most_pairs(order)
+            token_pairs(self.table, file).most_pairs(order)
             for file in self.change.sides
             if file is not None
             for order in layout.orders
         )
-        wide = 2 * (self.table.about.dim + LANES) * len(self._tokens)
+        wide = 2 * (self.table.about.dim + LANES) * len(self._after.vectors.tokens)
         return len(layout.layers) * (8 * layout.heads * pairs + layout.columns * wide)
 
     def rows_written(self, touched: int) -> int:
         """Return how many rows are written again where documents touch `touched` of them."""
         entries = self.table.layout.layers
         return sum(sum(entry.moduli) for entry in entries) if self.every_row else touched
-
-    def _changed_hashes(self) -> NDArray[np.uint64]:
-        """Return the hashes of the documents afterwards. Raises MismatchError."""
-        if self.table.interrupted is not None:
-            count = int(self._after["documents"])
-            file = self.table.about.path / documents_array(count).file(0)
-            if file.stat().st_size == 8 * count:
-                there = np.fromfile(file, dtype="<u8")
-                total = int(np.add.reduce(there, dtype=np.uint64))
-                if total == int(self._after["documents_xxh64"], 16):
-                    return there
-        hashes = np.array(self.table.sums.hashes())
-        if self.change.added is not None:
-            hashes = np.sort(np.concatenate([hashes, document_hashes(self.change.added.map())]))
-        if self.change.removed is not None:
-            hashes = without(hashes, document_hashes(self.change.removed.map()))
-        return hashes
-
-    def _changed_sums(self, kept: KeptSums) -> KeptSums:
-        """Return what describes the sums afterwards."""
-        name, columns, followed = kept.init, dict(kept.columns), kept.followed
-        if name == "next-token" and "centre" not in self._before:
-            counts = np.zeros(self.table.layout.vocab_size, dtype=np.int64)
-            for file, sign in ((self.change.added, 1), (self.change.removed, -1)):
-                if file is not None:
-                    counts += sign * self._pairs_of(file, name).follower_counts()
-            followed += int(counts.sum())
-            own = counts[self._tokens]
-            with ThreadPoolExecutor(self._threads) as pool:
-                totals = pool.map(partial(self._moved, own), kept.columns)
-                for (place, state), total in zip(kept.columns.items(), totals, strict=True):
-                    changed = (int(a) + int(b) for a, b in zip(state.total, total, strict=True))
-                    columns[place] = replace(state, total=tuple(changed))
-        return replace(kept, parameters=self._after, columns=columns, followed=followed)
-
-    def _moved(self, counts: NDArray[np.int64], place: tuple[int, int]) -> NDArray[np.int64]:
-        """Return int64[dim]: what `counts` of the tokens [n] add to the total of a column."""
-        found = np.zeros(self.table.about.dim, dtype=np.int64)
-        if counts.any():
-            weighted_sum(self._some(*place), counts, found)
-        return found
-
-    def _pairs_of(self, file: TokenFile, name: str) -> TokenPairs:
-        return TokenPairs(
-            layout=self.table.layout, file=file, follow=name == "next-token", joined=False
-        )
-
-    def _some(self, layer: int, column: int) -> NDArray[np.int16]:
-        state = self.table.sums.kept.columns[layer, column]
-        dim = self.table.about.dim
-        return self._embeddings.some(layer, column, dim, self._tokens, state.scale)
-
-    def _layer_scales(self, row_type: Any) -> dict[int, np.float32]:
-        """Return the scale of each layer afterwards, as a build finds it."""
-        kept = self._kept
-        found = {}
-        for layer in self.table.layout.layer_ids:
-            if kept.layer_scale is not None:
-                found[layer] = np.float32(kept.layer_scale)
-                continue
-            bound = 0.0
-            for column in range(self.table.layout.columns):
-                own = kept.columns[layer, column]
-                mean = float(np.abs(own.mean(kept.followed)).max())
-                bound = max(bound, (float(own.largest) + mean) * own.scale)
-            found[layer] = np.float32(row_type.layer_scale(bound))
-        return found
-
-    def _stored_scale(self, layer: int) -> np.float32:
-        array = self.table.about.arrays[array_name(layer, SCALES)]
-        value = np.fromfile(self.table.about.path / array.file(0), dtype="<f4", count=1)
-        return np.float32(value[0])
 
     def _layers(self) -> dict[int, LayerUpdate]:
         """Return what changes each layer, made once."""
@@ -217,13 +128,7 @@ class TableUpdate:
         made = {}
         for entry in self.table.layout.layers:
             layer = entry.layer
-            arrays = [about.arrays[array_name(layer)]]
-            scales: list[NDArray[np.float32] | None] = [None, None]
-            if layer in self._scales:
-                both = self._stored_scale(layer), self._scales[layer]
-                scales = [np.array([scale], dtype=np.float32) for scale in both]
-            elif array_name(layer, SCALES) in about.arrays:
-                arrays.append(about.arrays[array_name(layer, SCALES)])
+            scales = stored_scale(about, layer), self._after.scales.get(layer)
             columns = range(self.table.layout.columns)
             states = [
                 SideState(
@@ -231,20 +136,15 @@ class TableUpdate:
                     followed=sums.followed,
                     scale=scale,
                 )
-                for sums, scale in zip((kept, self._kept), scales, strict=True)
+                for sums, scale in zip((kept, self._after.kept), scales, strict=True)
             ]
             made[layer] = LayerUpdate(
                 entry=entry,
                 layout=self.table.layout,
                 plan=plan_layer(self.table.layout, entry),
-                vectors=partial(self._some, layer),
+                vectors=partial(self._after.vectors.of_column, layer),
                 records=map_sums(about.path, layer, entry.rows, about.dim),
-                rows=LayerRows(
-                    path=about.path,
-                    row_type=DTYPES.load(about.dtype),
-                    dim=about.dim,
-                    arrays=arrays,
-                ),
+                rows=LayerRows.of(about, layer),
                 pairs={order: self._pairs(layer, order) for order in self.table.layout.orders},
                 before=states[0],
                 after=states[1],
@@ -255,7 +155,7 @@ class TableUpdate:
     def _pairs(self, layer: int, order: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Return the pairs that are added and those that are removed; written if missing."""
         lines = np.zeros(self.table.layout.vocab_size, dtype=np.int64)
-        lines[self._tokens] = np.arange(len(self._tokens))
+        lines[self._after.vectors.tokens] = np.arange(len(self._after.vectors.tokens))
         found = []
         for file, folder in zip(self.change.sides, self.change.folders, strict=True):
             if file is None:
@@ -267,7 +167,7 @@ class TableUpdate:
                 with output_errors(path):
                     write_pairs(
                         part,
-                        self._pairs_of(file, self.table.sums.kept.init),
+                        token_pairs(self.table, file),
                         layer,
                         order,
                         memory=self._memory,
@@ -283,10 +183,9 @@ class TableUpdate:
         return found[0], found[1]
 
     def _blocks(self) -> list[Block]:
-        name = self.table.sums.kept.init
         most = {
             order: max(
-                self._pairs_of(file, name).most_pairs(order)
+                token_pairs(self.table, file).most_pairs(order)
                 for file in self.change.sides
                 if file is not None
             )
@@ -319,10 +218,8 @@ class TableUpdate:
         row_type, dim = DTYPES.load(self.table.about.dtype), self.table.about.dim
         physical = row_type.physical
         rows = np.concatenate([part.lines[0] for part in parts]).view(physical)
-        scales = None
-        if layer in self._scales:
-            scales = np.array([self._scales[layer]], dtype=np.float32)
-        elif row_type.scaling is not None:
+        scales: NDArray[Any] | None = self._after.scales.get(layer)
+        if row_type.scaling is not None and not row_type.of_layer:
             wide = np.concatenate([part.lines[1] for part in parts])
             scales = wide.view(row_type.scaling.dtype)
         return LayerPatch(
@@ -411,17 +308,17 @@ class TableUpdate:
         names = [name for array in stored for name in about.arrays[array].files]
         names = [name for name in names if changed is None or name in changed]
         with output_errors(path), ThreadPoolExecutor(self._threads) as pool:
-            for layer, scale in self._scales.items():
+            for layer, scale in self._after.scales.items():
                 array = about.arrays[array_name(layer, SCALES)]
-                files |= write_array(path, array, np.array([scale], dtype=np.float32))
+                files |= write_array(path, array, scale)
             for name, checksum in zip(names, pool.map(partial(_settled, path), names), strict=True):
                 files[name] = (files[name][0], checksum)
-        write_hashes(path, self._hashes)
-        write_description(path, self._kept, len(self._hashes))
+        write_hashes(path, self._after.hashes)
+        write_description(path, self._after.kept, len(self._after.hashes))
         attributes = {name: value for name, value in about.attributes.items() if name != "digest"}
         attributes |= {
             "tool_version": __version__,
-            "init": {"name": self._kept.init, "parameters": self._after},
+            "init": {"name": self._after.kept.init, "parameters": self._after.kept.parameters},
             "manifest": {
                 "algorithm": attributes["manifest"]["algorithm"],
                 "files": {name: list(files[name]) for name in sorted(files)},

@@ -11,14 +11,10 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.progress import SILENT, Progress
-from engram_cli.rows import DTYPES
-from engram_cli.rows.source import SCALES
 from engram_cli.table.attributes import Description, read_description
-from engram_cli.table.grid import array_name
-from engram_cli.table.sums import kernels
-from engram_cli.table.sums.layer import SideState
+from engram_cli.table.sums.layer import SideState, load_records
 from engram_cli.table.sums.opened import holds_documents
-from engram_cli.table.sums.rows import LayerRows
+from engram_cli.table.sums.rows import LayerRows, stored_scale
 from engram_cli.table.sums.state import StoredSums, read_sums
 
 _PIECE = 2**12  # rows
@@ -51,15 +47,8 @@ def _layer_problems(
     about: Description, sums: StoredSums, entry: LayerHash, most: int | None, threads: int
 ) -> list[str]:
     """Return a line if rows of a layer are not what their sums make."""
-    layer, row_type = entry.layer, DTYPES.load(about.dtype)
-    arrays, scale = [about.arrays[array_name(layer)]], None
-    if row_type.of_layer:
-        scale = np.fromfile(
-            about.path / about.arrays[array_name(layer, SCALES)].file(0), dtype="<f4", count=1
-        )
-    elif row_type.scaling is not None:
-        arrays.append(about.arrays[array_name(layer, SCALES)])
-    rows = LayerRows(path=about.path, row_type=row_type, dim=about.dim, arrays=arrays)
+    layer = entry.layer
+    rows, scale = LayerRows.of(about, layer), stored_scale(about, layer)
     records = sums.map(layer)
     columns = range(len(entry.moduli))
     state = SideState(
@@ -70,9 +59,7 @@ def _layer_problems(
 
     def compare(piece: tuple[int, NDArray[np.int64]]) -> NDArray[np.int64]:
         column, ids = piece
-        own = np.empty((len(ids), 1 + about.dim), dtype=np.int64)
-        kernels.load_records(records, 0, ids, own)
-        made = rows.encode(state.finish(column, own), scale)
+        made = rows.encode(state.finish(column, load_records(records, ids)), scale)
         wrong = np.zeros(len(ids), dtype=bool)
         for there, line in zip(rows.read(ids), made, strict=True):
             wrong |= (there != line).any(axis=1)

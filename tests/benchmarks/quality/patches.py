@@ -132,6 +132,8 @@ class Run:
         self.here = Workspace(self.out / "work")
         self.here.folder.mkdir(exist_ok=True)
         self.texts = {name: self.load(name) for name in (*TEXTS, "docs-train")}
+        config = json.loads((arguments.checkpoint / "config.json").read_text())
+        self.marks = config["bos_token_id"], config["eos_token_id"]
 
     def load(self, name: str) -> NDArray[np.int64]:
         """Return the token ids of a file of DATA."""
@@ -314,7 +316,7 @@ class Run:
     def pieces(self, name: str, tokens: int) -> Iterator[Piece]:
         """Yield the beginnings of a text's documents, about so many tokens in all."""
         ids = self.texts[name]
-        documents = [each for each in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(each) > 1]
+        documents = [each for each in split_documents(ids, *self.marks) if len(each) > 1]
         most = max(tokens // len(documents), LEAST)
         for number, part in enumerate(documents[: max(tokens // most, 1)]):
             yield Piece(document=number, ids=part[:most].astype(np.int64))
@@ -651,6 +653,12 @@ def encoded(tokenizer: Any, prompt: str, target: str) -> FactTokens:
     whole = tokenizer.encode(prompt + target, add_special_tokens=False).ids
     assert whole[: len(ids)] == ids
     return FactTokens(ids=np.array(whole, dtype=np.int64), first=len(ids))
+
+
+def split_documents(ids: NDArray[Any], bos: int, eos: int) -> list[NDArray[Any]]:
+    """Return the documents of a text: each begins with `bos`, or each ends with `eos`."""
+    ends = ids == bos if ids[0] == bos else np.roll(ids == eos, 1)
+    return np.split(ids, np.flatnonzero(ends[1:]) + 1)
 
 
 def some(fact: Candidates, count: int, draw: np.random.Generator) -> ChosenRows:

@@ -44,7 +44,8 @@ def check(dtype: str, stored: np.ndarray, scales: np.ndarray | None, dim: int) -
     norms = np.empty(len(stored), dtype=np.float32)
     kind = (FLOATS | SCALED)[dtype]
     flat = items.reshape(-1)
-    measured.norms_of(kind, flat, items.shape[1], factors, own, int(own > 1), norms)
+    width, scratch = items.shape[1], np.empty(items.size // 16 + 1, dtype=np.float32)
+    measured.norms_of(kind, flat, width, factors, own, int(own > 1), scratch, norms)
     np.testing.assert_allclose(norms, plain.norms(values), rtol=2e-6)
     assert np.array_equal(norms == 0, ~(values != 0).any(axis=1))
 
@@ -64,17 +65,20 @@ def test_rows_of_floats(dtype: str, dim: int) -> None:
 @pytest.mark.parametrize("dtype", SCALED)
 @pytest.mark.parametrize("dim", [32, 64, 160])
 def test_rows_of_items_under_scales(dtype: str, dim: int) -> None:
-    """Zero rows, NaN, and scales whose squares leave float32 among them."""
-    values = np.random.default_rng(dim).normal(0, 0.02, (50, dim)).astype(np.float32)
+    """Zero rows, NaN, and scales whose squares leave float32 among them; at the end, where the
+    last rows do not fill the vectors, too."""
+    values = np.random.default_rng(dim).normal(0, 0.02, (53, dim)).astype(np.float32)
+    values[51] = 0
+    values[52, -1] = np.nan
     values[7] = 0
     values[9, 3] = np.nan
     values[11] *= np.float32(2.0**-110)
     values[12] *= np.float32(2.0**80)
     codec: Any = DTYPES.load(dtype)
-    stored: Any = np.empty((50, codec.width(dim)), dtype=codec.physical)
+    stored: Any = np.empty((53, codec.width(dim)), dtype=codec.physical)
     scales = np.array([0.001], dtype=np.float32)
     if codec.scaling.per != "layer":
-        scales = np.empty((50, codec.scaling.width(dim)), dtype=codec.scaling.dtype)
+        scales = np.empty((53, codec.scaling.width(dim)), dtype=codec.scaling.dtype)
     codec.encode(values, stored, scales)
     check(dtype, stored, scales, dim)
 
@@ -102,8 +106,9 @@ def test_any_items_under_any_scale(dtype: str, data: st.DataObject) -> None:
     codec: Any = DTYPES.load(dtype)
     dim, wide = 64, codec.width(64)
     awkward = st.sampled_from([0, 0x80, 0x7F, 0x88, 1, 8])
-    items = data.draw(arrays(np.uint8, (3, wide), elements=st.one_of(awkward, st.integers(0, 255))))
-    shape = (1,) if codec.scaling.per == "layer" else (3, codec.scaling.width(dim))
+    elements = st.one_of(awkward, st.integers(0, 255))
+    items = data.draw(arrays(np.uint8, (19, wide), elements=elements))
+    shape = (1,) if codec.scaling.per == "layer" else (19, codec.scaling.width(dim))
     size = codec.scaling.dtype.itemsize
     bits = data.draw(
         arrays(np.dtype(f"u{size}"), shape, elements=st.integers(0, 2 ** (8 * size) - 1))
@@ -117,14 +122,16 @@ def hashed(items: np.ndarray, factors: np.ndarray, keys: np.ndarray) -> np.ndarr
     """Hashes of rows [n, bytes] by the kernels."""
     hashes = np.empty(len(items), dtype=np.uint64)
     own = 0 if factors.size == 0 else factors.size // len(items)
-    kernels.sum_rows(items.view(np.uint64), factors, own, keys, hashes)
+    width = items.shape[1] // 8
+    repeated, partial = kernels.repeat_keys(keys, width), np.empty(items.size // 8, np.uint64)
+    kernels.sum_rows(items.view(np.uint64), factors, own, repeated, keys[width:], partial, hashes)
     norms = np.ones(len(items), dtype=np.float32)
     kernels.finish_hashes(norms, hashes, np.uint64(0), np.empty(len(items), dtype=np.uint8))
     return hashes
 
 
 @pytest.mark.parametrize("scales", [0, 1, 3])
-@pytest.mark.parametrize("size", [8, 16, 64, 104])
+@pytest.mark.parametrize("size", [8, 16, 24, 32, 64, 80, 104, 160, 256])
 def test_hashes_are_their_definition(size: int, scales: int) -> None:
     generator = np.random.default_rng(size)
     items = generator.integers(0, 256, (40, size), dtype=np.uint8)

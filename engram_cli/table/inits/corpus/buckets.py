@@ -113,17 +113,16 @@ class ColumnPart:
         records: NDArray[np.int64],
         out: NDArray[np.float32],
     ) -> None:
-        sums, hits = np.zeros(out.shape, dtype=np.int64), np.zeros(len(out), dtype=np.int64)
-        kernels.add_rows(values, begins, self._values, sums, hits)
-        kernels.finish(sums, hits, self._own.mean, self._own.scale, out)
-        records[:, 0], records[:, 1:] = hits, sums
+        records[:] = 0
+        kernels.add_rows(values, begins, np.arange(len(out)), self._values, 1, records)
+        kernels.finish(records, self._own.mean, self._own.scale, out)
 
-    def add(self, sums: NDArray[np.int64], hits: NDArray[np.int64]) -> None:
-        """Add all to `sums` int64[end - begin, w], counts to `hits` int64[end - begin]."""
+    def add(self, records: NDArray[np.int64]) -> None:
+        """Add all counts and sums to `records` int64[end - begin, 1 + w]."""
         for bucket in range(len(self._ends)):
-            own = slice(bucket << self.shift, bucket + 1 << self.shift)
+            own = records[bucket << self.shift : bucket + 1 << self.shift]
             values, begins = self.by_row(bucket)
-            kernels.add_rows(values, begins, self._values, sums[own], hits[own])
+            kernels.add_rows(values, begins, np.arange(len(own)), self._values, 1, own)
 
     def by_row(self, bucket: int) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
         """Return the values of a bucket by row, and where those of each row begin.
@@ -186,17 +185,17 @@ def summed_rows(
 ) -> NDArray[np.float32]:
     """Return float32[n, w]: the rows of `span` of a column, from any number of pairs [2 * n].
 
-    The sums of all rows are kept, 8 bytes a value; about `most` pairs are added at a time.
+    The records of all rows are kept, 8 bytes a value; about `most` pairs are added at a time.
     """
-    shape = span[1] - span[0], vectors.values.shape[1]
-    sums, hits = np.zeros(shape, dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
+    rows, width = span[1] - span[0], vectors.values.shape[1]
+    records = np.zeros((rows, 1 + width), dtype=np.int64)
 
     def take(size: int) -> NDArray[np.uint64]:
         return np.empty(size, dtype=np.uint64)
 
     def add(held: list[NDArray[np.uint64]]) -> None:
         parts = deal_out(held, plan, {column: span}, {column: vectors}, take)
-        parts[column].add(sums, hits)
+        parts[column].add(records)
 
     held: list[NDArray[np.uint64]] = []
     for block in blocks:
@@ -205,8 +204,8 @@ def summed_rows(
             held = []
         held.append(block)
     add(held)
-    out = np.empty(shape, dtype=np.float32)
-    kernels.finish(sums, hits, vectors.mean, vectors.scale, out)
+    out = np.empty((rows, width), dtype=np.float32)
+    kernels.finish(records, vectors.mean, vectors.scale, out)
     return out
 
 

@@ -10,7 +10,7 @@ from numba import uint32, uint64
 from numpy.typing import NDArray
 
 from engram_cli.jit import kernel
-from engram_cli.rows.kernels import PRIME_1, PRIME_2
+from engram_cli.rows.checksum import PRIME_1, PRIME_2
 from engram_cli.table.inits.corpus.kernels import START
 
 _PRIME_3 = 0x165667B19E3779F9

@@ -100,7 +100,7 @@ class RandomEmbeddings:
         self, layer: int, column: int, dim: int, tokens: NDArray[np.int64], scale: float
     ) -> NDArray[np.int16]:
         """Draw the vectors of `tokens` alone."""
-        from engram_cli.table.sums.kernels import random_vectors
+        from engram_cli.table.inits.kernels import random_vectors
 
         found = _room(len(tokens), dim)
         buffer = np.empty(2 * -(-dim // 2), dtype=np.float32)

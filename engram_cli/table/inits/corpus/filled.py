@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,12 @@ from engram_cli.table.inits.corpus.buckets import (
     map_pairs,
 )
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
+from engram_cli.table.inits.corpus.memory_plan import (
+    MemoryPlan,
+    columns_of,
+    cut_columns,
+    fixed_bytes,
+)
 from engram_cli.table.inits.corpus.pairs import TokenPairs, check_fold, write_pairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.sums.state import (
@@ -47,9 +52,7 @@ from engram_cli.table.sums.state import (
 )
 
 CENTRES = ("corpus", "vocabulary")
-_ENTRY = 8  # bytes of a pair in a bucket
 LEAST_MEMORY = 64 * 2**20
-_TOGETHER = 2  # columns dealt out together: reading pairs for one alone took 3 ns each of 12
 
 
 @dataclass(slots=True)
@@ -220,23 +223,16 @@ class CorpusFill:
 
     def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:
         """Return which of `spans` are made together, as indices: as many as memory allows."""
-        entry = self.layout.layer(layer)
-        room = self.memory - self._fixed
-        groups: list[list[int]] = []
-        used, held = 0, set[int]()
-        for index, span in enumerate(spans):
-            parts = list(columns_of(entry, span))
-            need = sum(self._entry_bytes(entry, *part) for part in parts)
-            new = {column for column, _ in parts} - held
-            cost = need + len(new) * self._vector_bytes(dim)
-            if not groups or used + cost > room:
-                groups.append([])
-                used, held = 0, set()
-                cost = need + len(parts) * self._vector_bytes(dim)
-            groups[-1].append(index)
-            used += cost
-            held |= {column for column, _ in parts}
-        return groups
+        return self.memory_plan(dim).passes(self.layout.layer(layer), spans)
+
+    def memory_plan(self, dim: int) -> MemoryPlan:
+        """Return what is held together while rows of `dim` values are made."""
+        return MemoryPlan(
+            pairs=self.token_pairs,
+            vector_bytes=2 * dim * self.embeddings.tokens,
+            memory=self.memory,
+            threads=self.threads,
+        )
 
     @contextmanager
     def prepared(
@@ -274,46 +270,15 @@ class CorpusFill:
             made: dict[int, ColumnPart] = {}
             with ThreadPoolExecutor(self.threads) as pool:
                 share = -(-len(spans) // self.threads)
-                for found in pool.map(some, _cut_columns(spans, sorted(spans), share)):
+                for found in pool.map(some, cut_columns(spans, sorted(spans), share)):
                     made |= found
             return made
 
         def release(part: ColumnPart) -> None:
             self.kept.buffer_pool.give(part.release())
 
-        columns = PartitionedColumns(self._together(entry, parts, dim), deal, release)
+        columns = PartitionedColumns(self.memory_plan(dim).groups(entry, parts), deal, release)
         yield partial(fill_columns, entry, columns)
-
-    def _together(
-        self, entry: LayerHash, parts: Mapping[int, Span], dim: int
-    ) -> list[dict[int, Span]]:
-        """Return the columns that all threads deal out together, since their reader would wait.
-
-        Where memory does not allow two, that is one column, or some of its rows after another:
-        then a chunk of rows takes more than a pass over the pairs.
-        """
-        groups: list[dict[int, Span]] = []
-        room = max(self.memory - self._fixed, 1)
-        for _, own in groupby(sorted(parts), lambda column: column // self.layout.heads):
-            columns, size = list(own), max(_TOGETHER, self.threads)
-            needs = (self._entry_bytes(entry, c, parts[c]) for c in columns)
-            need = max(needs) + self._vector_bytes(dim)
-            size = max(min(size, room // need), 1)
-            if need <= room:
-                groups += _cut_columns(parts, columns, size)
-            else:
-                groups += [
-                    {c: span} for c in columns for span in self._cut(entry, c, parts[c], dim)
-                ]
-        return groups
-
-    def _cut(self, entry: LayerHash, column: int, span: Span, dim: int) -> Iterator[Span]:
-        """Yield the rows of a column in ranges that fit into memory."""
-        room = max(self.memory - self._fixed - self._vector_bytes(dim), self.memory // 8, 1)
-        count = -(-self._entry_bytes(entry, column, span) // room)
-        step = max(-(-(span[1] - span[0]) // count), 1)
-        for begin in range(*span, step):
-            yield begin, min(begin + step, span[1])
 
     def followed(self) -> NDArray[np.int64] | None:
         """Return the weights int64[V] of the mean that is subtracted, None where none is."""
@@ -330,18 +295,6 @@ class CorpusFill:
         own = [self.name, self.layout.fingerprint, self.file.digest, str(self.joined)]
         return sha256_bytes(" ".join(own).encode())[-16:]
 
-    @property
-    def _fixed(self) -> int:
-        return self.memory // 4  # blocks of pairs, a chunk on its way for each thread
-
-    def _entry_bytes(self, entry: LayerHash, column: int, span: Span) -> int:
-        order = self.layout.orders[column // self.layout.heads]
-        share = (span[1] - span[0]) / entry.moduli[column]
-        return int(self.token_pairs.most_pairs(order) * share * _ENTRY)
-
-    def _vector_bytes(self, dim: int) -> int:
-        return 2 * dim * self.embeddings.tokens
-
     def _pair_file(self, layer: int, order: int, scratch: Path) -> Path:
         path = scratch / f"pairs-{self._key}-{layer}-{order}.u64"
         if not path.exists():
@@ -353,7 +306,7 @@ class CorpusFill:
                     self.token_pairs,
                     layer,
                     order,
-                    memory=self._fixed,
+                    memory=fixed_bytes(self.memory),
                     threads=self.threads,
                     progress=self.progress,
                 )
@@ -366,21 +319,6 @@ NextToken = partial(CorpusFill, name="next-token")
 
 TokenMean = partial(CorpusFill, name="token-mean")
 """Rows: the mean vector of the tokens of their n-grams, over every occurrence."""
-
-
-def _cut_columns(spans: Mapping[int, Span], columns: list[int], size: int) -> list[dict[int, Span]]:
-    """Return the spans of `columns`, `size` columns at a time."""
-    cuts = (columns[at : at + size] for at in range(0, len(columns), size))
-    return [{column: spans[column] for column in cut} for cut in cuts]
-
-
-def columns_of(entry: LayerHash, span: Span) -> Iterator[tuple[int, Span]]:
-    """Yield (column, its rows begin..end) of a span (first row, count) of the layer."""
-    first, count = span
-    for column, (offset, modulus) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
-        begin, end = max(first - offset, 0), min(first + count - offset, modulus)
-        if begin < end:
-            yield column, (begin, end)
 
 
 def corpus_digest(file: TokenFile, joined: bool) -> dict[str, str]:

@@ -260,18 +260,22 @@ def fill_rows(values, begins, vectors, mean, scale, out):  # type: ignore[no-unt
             rows[place + j] = np.float32((float64(narrow[j]) * share - mean[j]) * scale)
 
 
-@kernel("void(uint32[::1], int32[::1], int16[:, ::1], int64[:, ::1], int64[::1])")
-def add_rows(values, begins, vectors, sums, hits):  # type: ignore[no-untyped-def]
-    """Add the same sums to `sums` [R, w], the counts to `hits` [R]."""
-    width, wanted = vectors.shape[1], sums.shape[1]
+@kernel("void(uint32[::1], int32[::1], int64[::1], int16[:, ::1], int64, int64[:, ::1])")
+def add_rows(values, begins, rows, vectors, sign, records):  # type: ignore[no-untyped-def]
+    """Add `sign` x the values of each of `rows` [n] of a bucket to `records` [n, 1 + w].
+
+    A record is the count of a row, then the sums of its vectors. Values, `begins` and `vectors` are
+    those of `fill_rows`.
+    """
+    width, wanted = vectors.shape[1], records.shape[1] - 1
     flat = vectors.reshape(vectors.size)
     narrow = np.empty(width, np.int32)
-    for r in range(hits.size):
-        begin, end = int64(begins[r]), int64(begins[r + 1])
+    wide = np.empty(wanted, np.int64)
+    for i in range(rows.size):
+        begin, end = int64(begins[rows[i]]), int64(begins[rows[i] + 1])
         if begin == end:
             continue
-        own, count = sums[r], int64(0)
-        at = int64(0)
+        target, count, at = records[i], int64(0), int64(0)
         while at + 64 <= width:
             count = sum_64(values, begin, end, flat, width, at, narrow)
             at += 64
@@ -280,26 +284,29 @@ def add_rows(values, begins, vectors, sums, hits):  # type: ignore[no-untyped-de
             at += 32
         if at < width:
             count = sum_16(values, begin, end, flat, width, at, narrow)
-        hits[r] += count
+        target[0] += sign * count
         if count > INT32_COUNTS:
-            add_hot_row(values, begin, end, flat, width, own)
+            wide[:] = 0
+            add_hot_row(values, begin, end, flat, width, wide)
+            for j in range(wanted):
+                target[1 + j] += sign * wide[j]
         else:
             for j in range(wanted):
-                own[j] += int64(narrow[j])
+                target[1 + j] += sign * int64(narrow[j])
 
 
-@kernel("void(int64[:, ::1], int64[::1], float64[::1], float64, float32[:, ::1])")
-def finish(sums, hits, mean, scale, out):  # type: ignore[no-untyped-def]
-    """Rows [R, w] from sums: (sum / hits - mean) * scale, zero where nothing fell."""
+@kernel("void(int64[:, ::1], float64[::1], float64, float32[:, ::1])")
+def finish(records, mean, scale, out):  # type: ignore[no-untyped-def]
+    """Rows [n, w] of records: (sums / count - mean) * scale, zero where nothing fell."""
     for i in range(out.shape[0]):
-        source, target = sums[i], out[i]
-        if hits[i] == 0:
-            for j in range(out.shape[1]):
+        source, target = records[i], out[i]
+        if source[0] == 0:
+            for j in range(target.size):
                 target[j] = 0
         else:
-            share = 1.0 / float64(hits[i])
-            for j in range(out.shape[1]):
-                target[j] = np.float32((float64(source[j]) * share - mean[j]) * scale)
+            share = 1.0 / float64(source[0])
+            for j in range(target.size):
+                target[j] = np.float32((float64(source[1 + j]) * share - mean[j]) * scale)
 
 
 @kernel("void(int16[:, ::1], int64[::1], int64[::1])")

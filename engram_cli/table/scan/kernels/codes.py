@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import int64, uint8, uint16, uint32, uint64
 
 from engram_cli.jit import kernel
-from engram_cli.rows.kernels import PRIME_1
+from engram_cli.rows.checksum import PRIME_1
 
 _RUN = 255  # codes whose number fits a byte, so that one instruction counts many
 _LOW = 0xFFFFFFFF

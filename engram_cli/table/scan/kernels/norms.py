@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import float32, float64, int32, int64, uint32
+from numba import float32, float64, int32, uint8, uint32
 
 from engram_cli.jit import add_in_any_order, float32_of_bits, kernel
 from engram_cli.table.scan.kernels.lanes import (
+    BLOCKS,
     ITEMS,
     squares_of_e4m3,
     squares_of_int4,
@@ -152,45 +153,114 @@ def scaled_again(kind, items, first, blocks, factors, at, step):  # type: ignore
     return norm_again(values)
 
 
-@kernel("void(int64, uint8[::1], float32[::1])")
-def squares_of(kind, items, squares):  # type: ignore[no-untyped-def]
-    """Of each 32 items of `kind`, one after another, the sum of squares [n]; NaN if one is NaN."""
+@kernel("int64(int64, int64)")
+def blocks_of(kind, width):  # type: ignore[no-untyped-def]
+    """Return how many blocks of 32 items rows of `width` bytes of `kind` have; 0 of floats."""
+    return 0 if kind < INT8 else 2 * width // ITEMS if kind == INT4 else width // ITEMS
+
+
+@kernel("boolean(int64, uint8[::1], intp, float32[::1], intp)")
+def add_blocks(kind, items, at, squares, to):  # type: ignore[no-untyped-def]
+    """Write the sums of squares of the `BLOCKS` blocks from byte `at` on to squares[to:].
+
+    Return whether there is a NaN among them, whose square is that of some number.
+    """
     if kind == INT8:
-        for block in range(squares.size):
-            summed = squares_of_int8(items, ITEMS * block)
-            squares[block] = float32(summed) if summed >= 0 else float32(np.nan)
-    elif kind == INT4:
-        for block in range(squares.size):
-            summed = squares_of_int4(items, ITEMS // 2 * block)
-            squares[block] = float32(summed) if summed >= 0 else float32(np.nan)
+        return squares_of_int8(items, at, squares, to)
+    if kind == INT4:
+        return squares_of_int4(items, at, squares, to)
+    return squares_of_e4m3(items, at, squares, to)
+
+
+@kernel("boolean(int64, uint8[::1], float32[::1])")
+def squares_of(kind, items, squares):  # type: ignore[no-untyped-def]
+    """Do as `add_blocks` for all items and all `squares` [n]."""
+    width = items.size // max(squares.size, 1)
+    nan = False
+    whole = squares.size // BLOCKS * BLOCKS
+    for block in range(0, whole, BLOCKS):
+        nan |= add_blocks(kind, items, width * block, squares, block)
+    if whole < squares.size:  # the last ones, with zeros behind them
+        padded, sums = np.zeros(BLOCKS * ITEMS, np.uint8), np.empty(BLOCKS, np.float32)
+        for i in range(width * whole, items.size):
+            padded[i - width * whole] = items[i]
+        nan |= add_blocks(kind, padded, 0, sums, 0)
+        for block in range(whole, squares.size):
+            squares[block] = sums[block - whole]
+    return nan
+
+
+@kernel("void(float32[::1], int64, float32[::1])", "void(uint64[::1], int64, uint64[::1])")
+def add_runs(values, length, sums):  # type: ignore[no-untyped-def]
+    """Write the sum of each `length` values to sums [n]; the usual lengths in vectors."""
+    if length == 1:
+        for i in range(sums.size):
+            sums[i] = values[i]
+    elif length == 2:
+        for i in range(sums.size):
+            sums[i] = values[2 * i] + values[2 * i + 1]
+    elif length == 4:
+        for i in range(sums.size):
+            sums[i] = (values[4 * i] + values[4 * i + 1]) + (values[4 * i + 2] + values[4 * i + 3])
     else:
-        for block in range(squares.size):
-            squares[block] = squares_of_e4m3(items, ITEMS * block)
+        for i in range(sums.size):
+            total = values[length * i]
+            for j in range(length * i + 1, length * (i + 1)):
+                total += values[j]
+            sums[i] = total
 
 
-@kernel("void(int64, uint8[::1], int64, float32[::1], int64, int64, float32[::1])")
-def norms_of_scaled(kind, items, blocks, factors, row_step, step, norms):  # type: ignore[no-untyped-def]
+@kernel("void(int64, uint8[::1], int64, float32[::1], int64, int64, float32[::1], boolean)")
+def measure_again(kind, items, blocks, factors, row_step, step, norms, nan):  # type: ignore[no-untyped-def]
+    """Write the norms again of rows that have a NaN, if any has, or whose squares leave float32."""
+    width = items.size // norms.size
+    squares = np.empty(blocks, np.float32)
+    for row in range(norms.size):
+        own = items[row * width : (row + 1) * width]
+        if nan and squares_of(kind, own, squares):
+            norms[row] = np.nan
+            continue
+        square = norms[row] * norms[row]
+        if square >= _LEAST and square <= _MOST:
+            continue
+        used = uint8(0)
+        for i in range(own.size):
+            used |= own[i]
+        if kind == E4M3:
+            used &= uint8(0x7F)
+        if used or square != 0:
+            first = row * blocks * ITEMS
+            norms[row] = scaled_again(kind, items, first, blocks, factors, row * row_step, step)
+
+
+@kernel("void(int64, uint8[::1], int64, float32[::1], int64, int64, float32[::1], float32[::1])")
+def norms_of_scaled(kind, items, blocks, factors, row_step, step, scratch, norms):  # type: ignore[no-untyped-def]
     """Of rows of `blocks` times 32 items of `kind`, one after another, the norms [n].
 
-    The scale of block b of row r is factors[r * row_step + b * step].
+    The scale of block b of row r is factors[r * row_step + b * step]. `scratch` has room for the
+    blocks.
     """
-    squares = np.empty(norms.size * blocks, np.float32)
-    squares_of(kind, items, squares)
+    squares = scratch[: norms.size * blocks]
+    nan = squares_of(kind, items, squares)
+    if step:
+        for i in range(squares.size):
+            squares[i] = squares[i] * factors[i] * factors[i]
+    add_runs(squares, blocks, norms)
+    if not step:
+        for row in range(norms.size):
+            scale = factors[row * row_step]
+            norms[row] = norms[row] * scale * scale
+    unusual = int32(nan)
     for row in range(norms.size):
-        total, used = float32(0), float32(0)
-        scale_at = row * row_step
-        for block in range(blocks):
-            own, scale = squares[row * blocks + block], factors[scale_at + block * step]
-            used += own
-            total += own * scale * scale
-        norms[row] = math.sqrt(total)
-        if not (total >= _LEAST and total <= _MOST) and not (used == 0 and total == 0):
-            first = row * blocks * ITEMS
-            norms[row] = scaled_again(kind, items, first, blocks, factors, scale_at, step)
+        square = norms[row]
+        unusual += int32(not ((square >= _LEAST) & (square <= _MOST)))
+        norms[row] = math.sqrt(square)
+    if unusual:
+        measure_again(kind, items, blocks, factors, row_step, step, norms, nan)
 
 
-@kernel("void(int64, uint8[::1], int64, float32[::1], int64, int64, float32[::1])")
-def norms_of(kind, items, width, factors, row_step, step, norms):  # type: ignore[no-untyped-def]
+@kernel("void(int64, uint8[::1], int64, float32[::1], int64, int64, float32[::1], float32[::1])")
+def norms_of(kind, items, width, factors, row_step, step, scratch, norms):  # type: ignore[no-untyped-def]
     """Of rows of `width` bytes of `kind`, one after another, the norms [n]."""
     if kind == FLOAT32:
         norms_of_float32(items.view(np.uint32).reshape(norms.size, width // 4), norms)
@@ -199,5 +269,5 @@ def norms_of(kind, items, width, factors, row_step, step, norms):  # type: ignor
     elif kind == BFLOAT16:
         norms_of_bfloat16(items.view(np.uint32).reshape(norms.size, width // 4), norms)
     else:
-        blocks = width // (int64(16) if kind == INT4 else int64(ITEMS))
-        norms_of_scaled(kind, items, blocks, factors, row_step, step, norms)
+        blocks = blocks_of(kind, width)
+        norms_of_scaled(kind, items, blocks, factors, row_step, step, scratch, norms)

@@ -10,9 +10,11 @@ import numpy as np
 from numba import float32, float64, int32, int64, uint8, uint32, uint64
 
 from engram_cli.jit import add_in_any_order, bits_of_float32, float32_of_bits, kernel
-from engram_cli.table.scan.kernels.norms import norms_of
+from engram_cli.table.scan.kernels.lanes import PRODUCTS, WORDS, sums_of_2, sums_of_4, sums_of_8
+from engram_cli.table.scan.kernels.norms import add_runs, blocks_of, norms_of
 
-TILE = 256  # rows, a multiple of 8
+TILE = 2048  # rows, a multiple of 8: one of 256 costs 1 ns more a row
+_TILE_BYTES = 2**17  # of wide rows, so that what is kept of a tile stays small
 STEPS = 8  # bins of a factor 2 in the norm
 BINS = 256 * STEPS
 _ENDLESS = 255 * STEPS  # the first bin of norms that are not finite
@@ -40,26 +42,66 @@ def bin_of(norm):  # type: ignore[no-untyped-def]
     return (int64(bits_of_float32(norm)) >> int64(20)) & int64(BINS - 1)
 
 
-@kernel("void(uint64[:, ::1], float32[::1], intp, uint64[::1], uint64[::1])")
-def sum_rows(words, factors, scales, keys, hashes):  # type: ignore[no-untyped-def]
+@kernel("intp(intp)")
+def runs_of(width):  # type: ignore[no-untyped-def]
+    """Return into how many equal runs `sum_rows` cuts a row of `width` words."""
+    return width // min(width & -width, 8)
+
+
+@kernel("uint64[::1](uint64[::1], intp)")
+def repeat_keys(keys, width):  # type: ignore[no-untyped-def]
+    """Return the `width` keys of a row's words again and again, as `sum_rows` takes them."""
+    repeated = np.empty(width + WORDS, np.uint64)
+    for i in range(repeated.size):
+        repeated[i] = keys[i % width]
+    return repeated
+
+
+@kernel(
+    "void(uint64[:, ::1], float32[::1], intp, uint64[::1], uint64[::1], uint64[::1], uint64[::1])"
+)
+def sum_rows(words, factors, scales, keys, scale_keys, partial, hashes):  # type: ignore[no-untyped-def]
     """Of rows [n, w] and `scales` factors each: what their hashes are made of.
 
     The hash is the sum of products of the halves of the words, each with its half of a key added,
     and of keyed scales. Source: Black et al., "UMAC: Fast and Secure Message Authentication"
-    (1999).
+    (1999). `keys` come from `repeat_keys`; `partial` has room for the runs of all rows.
     """
-    width = words.shape[1]
-    for row in range(hashes.size):
-        mixed = uint64(width)
-        for i in range(width):
-            word, key = words[row, i], keys[i]
-            low = (word + key) & uint64(_LOW)
-            high = ((word >> uint64(32)) + (key >> uint64(32))) & uint64(_LOW)
-            mixed += low * high
-        for i in range(scales):
-            bits = bits_of_float32(factors[row * scales + i])
-            mixed += uint64(uint32(bits)) * (keys[width + i] | uint64(1))
-        hashes[row] = mixed
+    rows, width = words.shape
+    runs = runs_of(width)
+    lanes, count, flat = width // runs, rows * runs, words.reshape(rows * width)
+    at, step = 0, PRODUCTS * lanes % width
+    done = count // PRODUCTS * PRODUCTS if lanes > 1 else 0
+    for i in range(0, done, PRODUCTS):
+        if lanes == 8:
+            sums_of_8(flat, lanes * i, keys, at, partial, i)
+        elif lanes == 4:
+            sums_of_4(flat, lanes * i, keys, at, partial, i)
+        else:
+            sums_of_2(flat, lanes * i, keys, at, partial, i)
+        at += step
+        at -= width if at >= width else 0
+    for i in range(done, count):
+        total = uint64(0)
+        for j in range(lanes * i, lanes * (i + 1)):
+            key = keys[j % width]
+            low = (flat[j] + key) & uint64(_LOW)
+            high = ((flat[j] >> uint64(32)) + (key >> uint64(32))) & uint64(_LOW)
+            total += low * high
+        partial[i] = total
+    add_runs(partial, runs, hashes)
+    for row in range(rows):
+        hashes[row] += uint64(width)
+    if scales == 2:
+        first, second = scale_keys[0] | uint64(1), scale_keys[1] | uint64(1)
+        for row in range(rows):
+            bits = uint64(uint32(bits_of_float32(factors[2 * row]))) * first
+            hashes[row] += bits + uint64(uint32(bits_of_float32(factors[2 * row + 1]))) * second
+        return
+    for i in range(scales):
+        key = scale_keys[i] | uint64(1)
+        for row in range(rows):
+            hashes[row] += uint64(uint32(bits_of_float32(factors[row * scales + i]))) * key
 
 
 @kernel("void(float32[::1], uint64[::1], uint64, uint8[::1])")
@@ -163,32 +205,36 @@ def add_rows(  # type: ignore[no-untyped-def]
     """Measure rows [n, bytes] of `kind`, numbered from `first` on, and add them to the figures.
 
     The scale of block b of row r is factors[r * scales + b * step]. `hits` [n] or empty. `chosen`
-    takes the rows whose hash is under `below`. Ends where it might have no room for the next tile;
-    returned are the rows that were added.
+    takes the rows whose hash is under `below`. Ends where that has no room left; returned are the
+    rows that were added.
     """
-    norms, flags = np.empty(TILE, np.float32), np.zeros(TILE, np.uint8)
-    hashes = np.empty(TILE, np.uint64)
-    parts = np.zeros((_PARTS, BINS), np.int32)
     width, zero = items.shape[1], counts[ZERO]
+    words = width // 8
+    tile = min(int64(TILE), max(int64(8), _TILE_BYTES // width))
+    norms, flags = np.empty(tile, np.float32), np.zeros(TILE, np.uint8)
+    hashes, partial = np.empty(tile, np.uint64), np.empty(tile * runs_of(words), np.uint64)
+    squares = np.empty(tile * blocks_of(kind, width), np.float32)
+    parts = np.zeros((_PARTS, BINS), np.int32)
+    repeated, scale_keys = repeat_keys(keys, words), keys[words:]
     done = int64(0)
     while done < items.shape[0]:
-        count = min(int64(TILE), items.shape[0] - done)
-        if chosen.shape[1] - counts[CHOSEN] < count:
+        count = min(tile, items.shape[0] - done, chosen.shape[1] - counts[CHOSEN])
+        if not count:
             break
         own = items[done : done + count]
         scale = factors[done * scales :]
         norm, hashed = norms[:count], hashes[:count]
         flags[count:] = 0
-        norms_of(kind, own.reshape(count * width), width, scale, scales, step, norm)
-        sum_rows(own.view(np.uint64), scale, scales, keys, hashed)
+        norms_of(kind, own.reshape(count * width), width, scale, scales, step, squares, norm)
+        sum_rows(own.view(np.uint64), scale, scales, repeated, scale_keys, partial, hashed)
         finish_hashes(norm, hashed, below, flags)
         choose(hashed, flags, first + done, counts, chosen)
         fold(norm, counts, sums, ends, parts)
         if hits.size:
             fold_hits(norm, hits[done : done + count], first + done, counts, sums, hottest)
         done += count
-    for i in range(_ENDLESS):
-        for part in range(_PARTS):
+    for part in range(_PARTS):
+        for i in range(_ENDLESS):
             bins[i] += parts[part, i]
     bins[0] -= counts[ZERO] - zero
     return done

@@ -20,7 +20,7 @@ from engram_cli.formats.zarr_table import verify_table
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.inits.corpus import buckets, filled, pairs
+from engram_cli.table.inits.corpus import buckets, filled, memory_plan, pairs
 from engram_cli.table.inits.corpus.buckets import BufferPool
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of, split_starts
 from engram_cli.table.places import scratch_folder
@@ -121,7 +121,7 @@ def test_passes_threads_and_blocks_change_no_byte(
         patch.setattr(pairs, "_TABLE_BITS", 4 + bits)
         patch.setattr(buckets, "_BUCKET_BITS", bits)
         patch.setattr(buckets, "_BLOCK", step)
-        patch.setattr(filled, "_TOGETHER", 1 + bits % 3)
+        patch.setattr(memory_plan, "_TOGETHER", 1 + bits % 3)
         init = replace(spec.init, memory=room, threads=threads)
         cut = fill(
             folder / "cut.zarr", replace(spec, init=init, chunk_rows=chunk_rows), threads=threads
@@ -158,7 +158,8 @@ def test_a_chunk_that_memory_cannot_hold_is_filled_in_parts(tmp_path: Path) -> N
         patch.setattr(filled, "LEAST_MEMORY", 1)
         memory = 12_000
         init = replace(spec.init, memory=memory, kept=filled.Kept(buffer_pool=Counting()))
-        assert init._entry_bytes(layout.layers[0], 0, (0, 53)) > memory  # of a column alone
+        alone = init.memory_plan(DIM).entry_bytes(layout.layers[0], 0, (0, 53))
+        assert alone > memory  # of a column
         cut = open_table(fill(tmp_path / "cut.zarr", replace(spec, init=init)).path)
     assert 0 < most < memory
     for layer in layout.layer_ids:

@@ -7,23 +7,19 @@ that remains, whose hits must then be those that the subtraction gave.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from engram_cli.commands.artifact import belongs
-from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import (
     StatisticsResult,
     check_writable,
-    prepare,
     sample_texts,
     write_statistics,
 )
@@ -32,13 +28,19 @@ from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.page_facts import updated_facts
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.update_stats import UpdateStatsRequest
-from engram_cli.corpus.stamps import Stamps, check_companions
-from engram_cli.engines.base import ENGINES
-from engram_cli.engines.counting import Counted, Running, Work, count, resume_folder
+from engram_cli.commands.update_stats.passes import (
+    ADD,
+    RECOUNT,
+    REMOVE,
+    Pass,
+    change_digest,
+    clear_checkpoints,
+    find_passes,
+    held_out_share,
+)
+from engram_cli.engines.counting import Counted, resume_folder
 from engram_cli.errors import InputError, MismatchError
-from engram_cli.files import sha256_bytes
 from engram_cli.hashing.layout import HashLayout, short
-from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.malloc import trim
 from engram_cli.outputs import clear_output, prepare_output
 from engram_cli.progress import SILENT, Progress
@@ -48,21 +50,16 @@ from engram_cli.stats.collector_set import kept_states
 from engram_cli.stats.counting.checkpoint import (
     finished_request,
     note_finished,
-    remove_checkpoint,
 )
 from engram_cli.stats.names import Names
-from engram_cli.stats.partial import Partial, read_partials
+from engram_cli.stats.partial import Partial
 from engram_cli.stats.removal import FullCounters, remove
 from engram_cli.stats.results import all_results, read_results, split_results
-from engram_cli.stats.sampling.text_ngrams import EXACT_OF
-from engram_cli.stats.statistics.sources import read_sources
 from engram_cli.stats.stats_io import FIXED_KEYS, STATISTICS_FOLDER, Statistics, read_stats
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.table.lock import build_lock
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
-
-ADD, REMOVE, RECOUNT = "add", "remove", "recount"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,25 +81,6 @@ class UpdateStatsResult(StatisticsResult):
     recounted: bool = False
     repeated: bool = False
     seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pass:
-    """A corpus to count, with everything settled."""
-
-    request: UpdateStatsRequest
-    work: Work
-    running: Running
-    stamps: Stamps | None
-
-    def count(self, progress: Progress) -> Counted:
-        """Count it. Raises as `count` does, CorpusError if a file changed meanwhile."""
-        opened = ENGINES.load(self.request.engine)
-        threads = self.work.reading.threads
-        with opened(self.request.ray_address, threads, progress) as engine:
-            counted = count(engine, self.work, self.running, progress)
-        check_companions(self.work.plan.files, self.request.corpus, self.stamps)
-        return counted
 
 
 def update_stats(request: UpdateStatsRequest, progress: Progress = SILENT) -> UpdateStatsResult:
@@ -132,41 +110,55 @@ def update_stats(request: UpdateStatsRequest, progress: Progress = SILENT) -> Up
         before = read_stats(request.to)  # another run may have changed it until now
         _named(vocab, before.layout)
         trim()
-        passes = _passes(request, before, vocab, out, progress)
-        done = _digest(passes)
+        passes = find_passes(request, before, vocab, out, progress)
+        done = change_digest(passes)
         if finished is not None and finished == done:
             progress.note(f"{out} has this change already: the run before this one was killed late")
             clear_output(out, STATISTICS_FOLDER)  # such as the statistics that it replaced
-            _clear(out)
+            clear_checkpoints(out)
             return _again(read_stats(out), request.to, time.perf_counter() - begin)
         if finished is not None:
             _check_output(request, request.to, out, vocab)
-        counted = {name: each.count(progress) for name, each in passes.items()}
-        trim()
-        read = _named(vocab, before.layout)
-        whole = _changed(before, counted, Names(before.layout, read), progress)
-        results = all_results(whole, read)
-        left_out = tuple(sorted(before.document.keys() - FIXED_KEYS - results.keys()))
-        _note_changes(before, whole.counts, left_out, progress)
-        partials = kept_states(whole.states())
-        if len(partials) < len(whole.collected):
-            progress.note("too many n-grams to keep all: later changes will use samples of them")
-        written = write_statistics(
-            whole.counts,
-            results,
-            out,
-            force=request.force or out == request.to,
-            report=request.report,
-            corpus=_corpus(before, passes, counted),
-            partials=partials,
-            texts=sample_texts(whole.counts, read),
-            facts=updated_facts(request),
-            finished=partial(note_finished, resume_folder(out), request=done),
-        )
-        _clear(out)
+        result = _write_change(request, out, vocab, before, passes, done, progress)
+        clear_checkpoints(out)
+    return replace(result, seconds=time.perf_counter() - begin)
+
+
+def _write_change(
+    request: UpdateStatsRequest,
+    out: Path,
+    vocab: Path,
+    before: Statistics,
+    passes: Mapping[str, Pass],
+    digest: str | None,
+    progress: Progress,
+) -> UpdateStatsResult:
+    """Count the passes, change the statistics by them, write the folder `out`."""
+    counted = {name: each.count(progress) for name, each in passes.items()}
+    trim()
+    read = _named(vocab, before.layout)
+    whole = _changed(before, counted, Names(before.layout, read), progress)
+    results = all_results(whole, read)
+    left_out = tuple(sorted(before.document.keys() - FIXED_KEYS - results.keys()))
+    _note_changes(before, whole.counts, left_out, progress)
+    partials = kept_states(whole.states())
+    if len(partials) < len(whole.collected):
+        progress.note("too many n-grams to keep all: later changes will use samples of them")
+    written = write_statistics(
+        whole.counts,
+        lambda: results,
+        out,
+        force=request.force or out == before.path,
+        report=request.report,
+        corpus=_corpus(before, passes, counted),
+        partials=partials,
+        texts=sample_texts(whole.counts, read),
+        facts=updated_facts(request),
+        finished=partial(note_finished, resume_folder(out), request=digest),
+    )
     sums = {name: each.counts for name, each in counted.items()}
     return UpdateStatsResult(
-        to=request.to,
+        to=before.path,
         added_tokens=sums[ADD].tokens if ADD in sums else 0,
         added_documents=sums[ADD].documents if ADD in sums else 0,
         removed_tokens=sums[REMOVE].tokens if REMOVE in sums else 0,
@@ -174,7 +166,7 @@ def update_stats(request: UpdateStatsRequest, progress: Progress = SILENT) -> Up
         sample_size=whole.counts.samples[0].size,
         left_out=left_out,
         recounted=RECOUNT in sums,
-        seconds=time.perf_counter() - begin,
+        seconds=0.0,
         **written,
     )
 
@@ -192,7 +184,7 @@ def _check_changeable(request: UpdateStatsRequest, before: Statistics) -> None:
     why = None
     if before.joined:
         why = "its documents were joined, so n-grams cross from one into the next"
-    elif _holdout(before) is not None:
+    elif held_out_share(before) is not None:
         why = "parts of files were held out, and which parts depends on the whole file"
     if why is not None:
         raise InputError(
@@ -236,80 +228,6 @@ def _named(vocab: Path, layout: HashLayout) -> CompressedVocab | None:
             "give the vocabulary that they were counted with: --vocab",
         )
     return read
-
-
-def _passes(
-    request: UpdateStatsRequest, before: Statistics, vocab: Path, out: Path, progress: Progress
-) -> dict[str, _Pass]:
-    """Return what is to be counted, in the order of counting: small corpora first."""
-    layout, found = before.layout, {}
-    chosen = {ADD: request.add, REMOVE: request.remove, RECOUNT: request.sources}
-    raw = takes_raw_ids(layout.scheme)
-    geometry = Geometry(
-        scheme=layout.scheme if layout.scheme in SCHEMES else None,
-        vocab_size=layout.vocab_size if raw else None,
-        eos_id=layout.eos_id,
-    )
-    for name, sources in chosen.items():
-        if not sources:
-            continue
-        own = replace(
-            _as_counted(request, before, name),
-            geometry=geometry,
-            sources=sources,
-            join_documents=before.joined,
-        )
-        place = _pass_place(out, name)
-        work, running, stamps = prepare(own, vocab, place, progress, layout)
-        found[name] = _Pass(request=own, work=work, running=running, stamps=stamps)
-    return found
-
-
-def _as_counted(request: UpdateStatsRequest, before: Statistics, name: str) -> UpdateStatsRequest:
-    """Return the request with the options that the statistics were counted with.
-
-    Only sections that the result will have are collected.
-    """
-    about = before.document.get("partials") or {"of": []}
-    read_partials(before.path, about, only="")  # checks what is said of them
-    kept = set(about["of"])
-    exact = any(each.startswith(EXACT_OF) for each in kept)
-    sections: dict[str, Any] = {
-        "exact": exact,
-        "growth": "growth" in kept,
-        "locality": "locality" in kept,
-        "compare_uncompressed": "uncompressed" in kept,
-        "group_by": _grouping(before) if "sources" in kept else None,
-        "holdout": _holdout(before) if "locality" in kept else None,
-    }
-    if name == RECOUNT:
-        asked = {key: getattr(request, key) or value for key, value in sections.items()}
-        return replace(request, **asked)
-    if request.remove or request.sources:  # all others will not be in the result
-        sections = dict.fromkeys(sections) | {"exact": exact and not request.sources}
-        sections |= {"growth": False, "locality": False, "compare_uncompressed": False}
-    return replace(request, sample_size=before.samples()[0].size, **sections)
-
-
-def _grouping(before: Statistics) -> str:
-    about = before.document["partials"]
-    return read_sources(before.layout, read_partials(before.path, about, "sources")["sources"]).by
-
-
-def _holdout(before: Statistics) -> float | None:
-    """Return the share of the corpus that was held out, None for nothing."""
-    about = before.document.get("partials")
-    found = read_partials(before.path, about, "locality").get("locality", {})
-    share = found.get("holdout/share")
-    return None if share is None else float(share[0])
-
-
-def _digest(passes: Mapping[str, _Pass]) -> str | None:
-    """Return the digest of a change; None where a corpus cannot be read twice."""
-    known = {name: each.running.fingerprint for name, each in passes.items()}
-    if None in known.values():
-        return None
-    return sha256_bytes(json.dumps(known, sort_keys=True).encode())
 
 
 def _changed(
@@ -379,7 +297,7 @@ def _note_changes(
 
 
 def _corpus(
-    before: Statistics, passes: Mapping[str, _Pass], counted: Mapping[str, Counted]
+    before: Statistics, passes: Mapping[str, Pass], counted: Mapping[str, Counted]
 ) -> dict[str, int]:
     """Return the files that were counted; nothing where documents may be parts of files."""
     if REMOVE in passes and RECOUNT not in passes:
@@ -391,18 +309,6 @@ def _corpus(
         return own
     known = before.document.get("corpus") or {}
     return {key: int(known[key]) + value for key, value in own.items() if key in known}
-
-
-def _clear(out: Path) -> None:
-    """Remove the checkpoints of all passes, and the note of a finished change."""
-    for name in (ADD, REMOVE, RECOUNT):
-        remove_checkpoint(resume_folder(_pass_place(out, name)))
-    remove_checkpoint(resume_folder(out))
-
-
-def _pass_place(out: Path, name: str) -> Path:
-    """Return the path that names the checkpoints of a pass."""
-    return out.with_name(f"{out.name}.{name}")
 
 
 def _again(there: Statistics, to: Path, seconds: float) -> UpdateStatsResult:
@@ -418,7 +324,7 @@ def _again(there: Statistics, to: Path, seconds: float) -> UpdateStatsResult:
         documents=there.documents,
         tokens=there.tokens,
         join_documents=there.joined,
-        **split_results(read_results(there).found),
+        **split_results(read_results(there)),
         to=to,
         sample_size=int(there.document["samples"][0]["size"]),
         repeated=True,
