@@ -32,6 +32,7 @@ from engram_cli.runtime.evaluation.scoring import device_of
 from engram_cli.runtime.forward_args import read_call
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import MemoryModule, dense_state
+from engram_cli.runtime.step import Step
 
 STEPS = 48
 BATCH_TOKENS = 1024
@@ -251,6 +252,7 @@ class _Fitting:
         ids = torch.from_numpy(window)[None].to(self._device)
         with torch.no_grad():
             step = self._memory._begin(read_call(0, ("input_ids",), (ids,), {}))
+            assert isinstance(step, Step)  # no decode step, which follows earlier tokens
             found = self.module.vectors(step.module_input(self._memory.places[self._layer]))
         return found[0].float()
 

@@ -48,6 +48,7 @@ def _asked_for(variable: str) -> bool:
 DEBUG = _asked_for("ENGRAM_DEBUG")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = _asked_for("TRITON_INTERPRET")
+_FEW = 8  # tokens of a decode step; more are left to products of matrices
 _WIDEST_GRADIENT = 8192  # values of a row, in one program
 
 
@@ -157,6 +158,13 @@ def hash_call(
     return reference.hash_call(tensors, ids, recent, dead, age)
 
 
+def takes_decode_step(ids: Tensor) -> bool:
+    """Return whether the loops of `cpu_decode` may run a call of these ids [B, T]."""
+    if torch.is_grad_enabled() or not cpu_ops.takes(ids) or has_kernels(ids.device):
+        return False
+    return ids.numel() <= _FEW and not torch.is_autocast_enabled("cpu")
+
+
 def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
     """Write the vectors of rows int64[n] in tiers to `out` [n, dim] (`records.read`)."""
     tiers = _tiers(out.device)
@@ -212,7 +220,7 @@ def gate(
         from engram_cli.runtime.torch_ops_gate import run_gate as run
     elif gate_autograd.applies(weights, hidden, projected, past):
         run = gate_autograd.gate
-    elif cpu_ops.takes_gate(weights, hidden, projected, past) and dtype == torch.float32:
+    elif cpu_ops.takes_gate(weights, hidden, projected, past) and dtype in FLOATS:
         run = cpu_ops.gate
     else:
         return gate_reference.gate(

@@ -136,12 +136,16 @@ class MemoryModule(nn.Module):
         """
         raise NotImplementedError
 
+    def linears(self) -> list[nn.Module]:
+        """Return the layers whose outputs side by side are the projections."""
+        raise NotImplementedError
+
     def project(self, vectors: Tensor) -> Tensor:
         """Return [B, T, streams x d + d]: the keys of all streams, then the value.
 
         `vectors` [B, T, C x dim].
         """
-        raise NotImplementedError
+        return project(vectors, self.linears())
 
     def gate_weights(self) -> GateWeights:
         """Return the weights of what follows the projections."""
@@ -231,6 +235,9 @@ def project(vectors: Tensor, linears: Sequence[nn.Module]) -> Tensor:
     Many tokens: one product with all weights, so that no output is copied; few: one each, so that
     no weight is. A layer that is more than nn.Linear (an adapter, quantised, offloaded) is called.
     """
+    if len(linears) == 1:
+        only: Tensor = linears[0](vectors)
+        return only
     plain = [linear for linear in linears if isinstance(linear, nn.Linear) and is_plain(linear)]
     if len(plain) < len(linears) or vectors.shape[0] * vectors.shape[1] < MANY_TOKENS:
         return torch.cat([linear(vectors) for linear in linears], dim=-1)

@@ -43,7 +43,7 @@ from engram_cli.table.inits.corpus.memory_plan import (
 )
 from engram_cli.table.inits.corpus.pairs import TokenPairs, check_fold, write_pairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
-from engram_cli.table.sums.state import (
+from engram_cli.table.kept_sums import (
     ColumnState,
     KeptSums,
     documents_array,
