@@ -1,6 +1,6 @@
 """Compiles Numba kernels, and gives them what Numba lacks: bit casts, prefetches, vector sums.
 
-`kernel` is the only way a kernel is compiled: explicit types, without the interpreter lock, cached
+`kernel` is the only way a Numba kernel is compiled: explicit types, no interpreter lock, cached
 on disk. The intrinsics are written for LLVM, so that they run on every machine.
 """
 
