@@ -22,8 +22,8 @@ from engram_cli.rows.checksum import Checksum
 from engram_cli.table.grid import ChunkedArray
 from engram_cli.table.inits.base import Filler, PassInit, StoredInit
 from engram_cli.table.journal import SCRATCH, Journal
+from engram_cli.table.kept_sums import sums_name, sync_sums
 from engram_cli.table.spec import TableSpec, layer_scale
-from engram_cli.table.sums.state import sums_name, sync_sums
 
 PIECE_BYTES = 2**20  # float32 values made, encoded, summed and written while in the L2 cache
 FLUSHING = 2  # chunks that may wait for the disk while others are made
