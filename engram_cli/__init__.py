@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.demo.command import run_demo as run_demo
     from engram_cli.commands.diff.command import diff as diff
     from engram_cli.commands.diff.result import DiffResult as DiffResult
-    from engram_cli.commands.doctor.command import DoctorResult as DoctorResult
     from engram_cli.commands.doctor.command import doctor as doctor
+    from engram_cli.commands.doctor.result import DoctorResult as DoctorResult
     from engram_cli.commands.evaluate.command import evaluate as evaluate
     from engram_cli.commands.evaluate.result import EvaluateResult as EvaluateResult
     from engram_cli.commands.geometry import Geometry as Geometry
@@ -149,7 +149,8 @@ _DEFINED_IN = {
     "commands.demo.command": "DemoResult run_demo",
     "commands.diff.command": "diff",
     "commands.diff.result": "DiffResult",
-    "commands.doctor.command": "DoctorResult doctor",
+    "commands.doctor.command": "doctor",
+    "commands.doctor.result": "DoctorResult",
     "commands.evaluate.command": "evaluate",
     "commands.evaluate.result": "EvaluateResult",
     "commands.geometry": "Geometry",

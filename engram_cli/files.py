@@ -41,6 +41,7 @@ _HINTS = {
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
 _RANGE_WRITE = 2  # SYNC_FILE_RANGE_WRITE
+START_BYTES = 2**25  # written before the disk is asked to begin, which all wait for at the end
 _UNSUPPORTED = frozenset((errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP))
 _NO_LINKS = frozenset((errno.EPERM, errno.EMLINK, *_UNSUPPORTED))
 
@@ -238,8 +239,8 @@ def exchange(one: Path, two: Path) -> bool:
 def start_writing(handle: int, begin: int, size: int) -> bool:
     """Let the system begin to write bytes of a file to the disk, and wait until they are queued.
 
-    Return whether it does. Otherwise Linux begins when a tenth of the memory waits for the disk.
-    Errors of the disk are left to fsync.
+    `size` 0: all behind `begin`. Return whether it does. Otherwise Linux begins when a tenth of the
+    memory waits for the disk. Errors of the disk are left to fsync.
     """
     call = _libc("sync_file_range", ctypes.c_int, *[ctypes.c_int64] * 2, ctypes.c_uint)
     return call is not None and call(handle, begin, size, _RANGE_WRITE) == 0

@@ -1,7 +1,7 @@
 """Compiles Numba kernels, and gives them what Numba lacks: bit casts, prefetches, vector sums.
 
-`kernel` is the only way a kernel is compiled: explicit types, without the interpreter lock, cached
-on disk. The intrinsics are written for LLVM, so that they run on every machine.
+`kernel` is the only way a kernel is compiled: without the interpreter lock, cached on disk. The
+intrinsics are written for LLVM, so that they run on every machine.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def kernel(*signatures: str, cache: bool = True) -> Callable[[Any], Any]:
 
     def compile_kernel(function: Any) -> Any:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+        options["no_cfunc_wrapper"] = True  # kernels are called from Python and from each other
         try:
             with _cache_folder():
                 return njit(list(signatures) or None, cache=cache, **options)(function)

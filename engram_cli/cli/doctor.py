@@ -14,7 +14,7 @@ from engram_cli.commands.requests.doctor import DoctorRequest
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.doctor.command import DoctorResult
+    from engram_cli.commands.doctor.result import DoctorResult
 
 
 @command(DoctorRequest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +28,11 @@ from engram_cli.corpus.checks import (
     remarks,
 )
 from engram_cli.corpus.encode import FastLoader, check_encoder, wants_fast
-from engram_cli.corpus.partitions import (
-    plan_partitions,
-)
+from engram_cli.corpus.partitions import Plan, plan_partitions
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stamps import Stamps, check_companions, stamps_of
 from engram_cli.engines.base import ENGINES, Reading, request_fingerprint
-from engram_cli.engines.counting import Running, Work, count, resume_folder
+from engram_cli.engines.counting import Counted, Running, Work, count, resume_folder
 from engram_cli.errors import InputError, OutputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
@@ -143,35 +142,14 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         with opened as engine:
             counted = count(engine, work, running, progress)
         check_companions(work.plan.files, request.corpus, stamps)
-        whole = counted.partial
         plan, tokenizer = work.plan, work.reading.tokenizer_path
         del work  # the tokenizer takes a hundred megabytes, and the results some more
         trim()
-        read = read_vocab(vocab) if vocab.is_file() else None
-
-        def results() -> Mapping[str, object]:
-            found = all_results(whole, read)
-            sources = found.get("sources")
-            if isinstance(sources, SourcesResult):
-                check_names(sources.names, plan.files, request.corpus)
-            return found
-
-        partials = kept_states(whole.states())
-        if len(partials) < len(whole.collected):
-            progress.note("too many n-grams to keep all: --merge will use samples of them")
-        files = len({file.name for file in plan.files})
-        written = write_statistics(
-            counted.counts,
-            results,
-            out,
-            force=request.force,
-            report=request.report,
-            corpus={"files": files, "empty_files": counted.empty_files},
-            partials=partials,
-            texts=sample_texts(whole.counts, read),
-            finished=partial(note_finished, running.checkpoints),
-            facts=counted_facts(asked, tokenizer),
+        facts, finished = (
+            counted_facts(asked, tokenizer),
+            partial(note_finished, running.checkpoints),
         )
+        written = _write(counted, plan, vocab, out, request, facts, finished, progress)
         remove_checkpoint(running.checkpoints)
     return HashStatsResult(
         bytes=plan.size,
@@ -182,6 +160,46 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         resumed_tokens=counted.resumed_tokens,
         **written,
     )
+
+
+def _write(
+    counted: Counted,
+    plan: Plan,
+    vocab: Path,
+    out: Path,
+    request: HashStatsRequest,
+    facts: Facts,
+    finished: Callable[[str], None],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compute the results and write them; see `write_statistics`."""
+    whole = counted.partial
+
+    def results() -> Mapping[str, object]:
+        found = all_results(whole, read.result())
+        sources = found.get("sources")
+        if isinstance(sources, SourcesResult):
+            check_names(sources.names, plan.files, request.corpus)
+        return found
+
+    partials = kept_states(whole.states())
+    if len(partials) < len(whole.collected):
+        progress.note("too many n-grams to keep all: --merge will use samples of them")
+    files = len({file.name for file in plan.files})
+    with ThreadPoolExecutor(1) as pool:  # while the first files are written
+        read = pool.submit(lambda: read_vocab(vocab) if vocab.is_file() else None)
+        return write_statistics(
+            whole.counts,
+            results,
+            out,
+            force=request.force,
+            report=request.report,
+            corpus={"files": files, "empty_files": counted.empty_files},
+            partials=partials,
+            texts=lambda: sample_texts(whole.counts, read.result()),
+            facts=facts,
+            finished=finished,
+        )
 
 
 def sample_texts(counts: Counts, vocab: CompressedVocab | None) -> Mapping[int, str] | None:
@@ -199,15 +217,15 @@ def write_statistics(
     report: Path | None,
     corpus: Mapping[str, int],
     partials: Mapping[str, State],
-    texts: Mapping[int, str] | None,
+    texts: Callable[[], Mapping[int, str] | None],
     facts: Facts,
     finished: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write the statistics folder `out`, and the page `report` if one is asked for.
 
-    Returns the fields of a `StatisticsResult`. `results` computes them, while files are written.
-    `facts`: what the page says of the corpus. `finished` is called with the digest before the
-    folder is in place.
+    Returns the fields of a `StatisticsResult`. `results` and `texts` compute them while files are
+    written. `facts`: what the page says of the corpus. `finished` is called with the digest before
+    the folder is in place.
     """
     found = write_stats(
         counts,

@@ -107,7 +107,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         report=request.report,
         corpus=corpus,
         partials=whole.states(),
-        texts=sample_texts(counts, read),
+        texts=lambda: sample_texts(counts, read),
         facts=merged_facts(request.parts),
     )
     return MergeStatsResult(parts=request.parts, left_out=tuple(left_out), **written)

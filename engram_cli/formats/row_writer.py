@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.files import inner_file
+from engram_cli.files import START_BYTES, inner_file, start_writing
 from engram_cli.formats.base import WriteOptions
 from engram_cli.formats.row_plan import RECORDS, Digest, Place, RowFiles
 from engram_cli.rows import DTYPES
@@ -120,16 +120,19 @@ class Writer:
         options.progress.advance(done.copied)
         for place in self._plan.places:
             self._catch_up(place, self._written(place, done.rows), options.progress.advance)
-        reached, noted, unflushed = done, done, 0
+        reached, noted, unflushed, queued = done, done, 0, 0
         flushing: Future[None] | None = None
         with ThreadPoolExecutor(1) as flusher:
             try:
                 with closing(self._steps(done, options)) as steps:
                     for reached, size in steps:
                         unflushed += size
+                        if unflushed - queued >= START_BYTES:
+                            self._start_writing()
+                            queued = unflushed
                         if unflushed >= _FLUSHED and (flushing is None or flushing.done()):
                             flushing = flusher.submit(self.flush, reached)
-                            noted, unflushed = reached, 0
+                            noted, unflushed, queued = reached, 0, 0
             finally:
                 if flushing is not None:
                     flushing.result()
@@ -165,8 +168,9 @@ class Writer:
             for path, extent in file.copies:
                 first = min(done, extent.size)
                 done -= first
-                for at in range(first, extent.size, _FLUSHED):
-                    size = min(_FLUSHED, extent.size - at)
+                step = min(_FLUSHED, START_BYTES)
+                for at in range(first, extent.size, step):
+                    size = min(step, extent.size - at)
                     part = Extent(begin=extent.begin + at, size=size, to=extent.to + at)
                     yield file.name, path, part
 
@@ -229,6 +233,10 @@ class Writer:
                     _write_at(self._handles[place.file], piece.data, at)
                     written.append((place.file, piece))
         return count, written
+
+    def _start_writing(self) -> None:
+        for handle in self._handles.values():
+            start_writing(handle, 0, 0)
 
     def flush(self, done: Done) -> None:
         """Write everything to the disk, then note that this is there."""

@@ -34,8 +34,8 @@ from engram_cli.table.attributes import (
 )
 from engram_cli.table.grid import array_name, half_patched_hint
 from engram_cli.table.journal import filled
+from engram_cli.table.kept_sums import has_sums, sums_array
 from engram_cli.table.store import TableStore, bound_layout, open_table
-from engram_cli.table.sums.state import has_sums, sums_array
 
 if TYPE_CHECKING:
     from engram_cli.stats.stats_io import Statistics

@@ -13,12 +13,7 @@ _STRETCH = 64
 _ROUND = np.float64(2.0**52 + 2.0**51)
 
 
-@kernel(
-    *(
-        f"int64({ids}[::1], int32[::1], int32[::1])"
-        for ids in ("uint8", "uint16", "int32", "uint32", "int64")
-    )
-)
+@kernel()  # compiled for the types of ids that are met: a command has one
 def compress(ids, lookup, out):  # type: ignore[no-untyped-def]
     """Map token ids [T] through `lookup` [V] into `out` [T]; -1, or the first bad position."""
     size = uint64(lookup.size)

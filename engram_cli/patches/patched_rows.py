@@ -4,81 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from engram_cli.hashing.layout import HashLayout
 from engram_cli.patches.patch import LayerPatch
 from engram_cli.patches.stack import Stack
-from engram_cli.rows import DTYPES
-from engram_cli.rows.dtypes import RowType
-from engram_cli.rows.source import HITS, ROWS, SCALES, RowSource, Span
+from engram_cli.rows.source import HITS, ROWS, SCALES, Span
+from engram_cli.rows.views import SourceView
 
 _PIECE_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchedRows:
-    """A `RowSource`: the rows of `base` with those of a `stack` of patches in their place.
+class PatchedRows(SourceView):
+    """The rows of a source with those of a `stack` of patches in their place.
 
-    Methods raise as those of `base`. All of them may run in threads.
+    Methods raise as those of the source. All of them may run in threads.
     """
 
-    base: RowSource
     stack: Stack
-    digest: None = None
-
-    @property
-    def format(self) -> str:
-        """The format of the base."""
-        return self.base.format
-
-    @property
-    def path(self) -> Path:
-        """The path of the base."""
-        return self.base.path
-
-    @property
-    def layout(self) -> HashLayout:
-        """The layout of the base."""
-        return self.base.layout
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that have rows."""
-        return self.base.layers
-
-    @property
-    def dim(self) -> int | None:
-        """The values of a row."""
-        return self.base.dim
-
-    @property
-    def dtype(self) -> str | None:
-        """How rows are stored."""
-        return self.base.dtype
-
-    @property
-    def row_type(self) -> RowType:
-        """How rows are stored, described."""
-        return DTYPES.load(self.dtype or "")
-
-    @property
-    def has_hits(self) -> bool:
-        """Whether there is a number of hits for each row; patches change none."""
-        return self.base.has_hits
 
     def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
         """Return the spans of files of a part that no patch changes; () for the others."""
-        return () if self._changes(layer, part) is not None else self.base.spans(layer, part)
+        return () if self._changes(layer, part) is not None else self.source.spans(layer, part)
 
     def chunks(self, layer: int, part: str = ROWS) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield (first row, [n, ...] as stored) in pieces, ascending."""
         if self._changes(layer, part) is None:
-            yield from self.base.chunks(layer, part)
+            yield from self.source.chunks(layer, part)
             return
         rows = self.layout.layer(layer).rows
         step = max(1, _PIECE_BYTES // self.row_type.row_bytes(self.dim or 0))
@@ -88,7 +43,7 @@ class PatchedRows:
     def lines(self, layer: int, part: str, first: int, count: int) -> NDArray[Any]:
         """Read `count` rows of a part from `first` on, as stored: [count, ...]."""
         own = self._changes(layer, part)
-        read = self.base.lines(layer, part, first, count)
+        read = self.source.lines(layer, part, first, count)
         if own is None:
             return read
         ids, values = own
@@ -101,17 +56,14 @@ class PatchedRows:
 
     def stored(self, layer: int, ids: ArrayLike) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Return the rows [n, width] at `ids` [n] as stored, and their scales."""
-        rows, scales = self.base.stored(layer, ids)
+        rows, scales = self.source.stored(layer, ids)
         wanted = np.asarray(ids)
         rows = self._replaced(layer, ROWS, wanted, rows)
         return rows, None if scales is None else self._replaced(layer, SCALES, wanted, scales)
 
     def vectors(self, layer: int, ids: ArrayLike) -> NDArray[np.float32]:
         """Return the rows at `ids` [n], in any order, as float32[n, dim]."""
-        rows, scales = self.stored(layer, ids)
-        values = np.empty((len(rows), self.dim or 0), dtype=np.float32)
-        self.row_type.decode(rows, scales, values)
-        return values
+        return self.decoded(*self.stored(layer, ids))
 
     def read(self, layer: int, first: int, values: NDArray[np.float32]) -> None:
         """Read the rows from `first` on into `values` float32[n, dim], contiguous."""
@@ -119,10 +71,6 @@ class PatchedRows:
         scaled = self.row_type.scaling is not None
         scales = self.lines(layer, SCALES, first, len(values)) if scaled else None
         self.row_type.decode(rows, scales, values)
-
-    def hits_at(self, layer: int, ids: ArrayLike) -> NDArray[np.uint32]:
-        """Return the hits of the rows at `ids` [n] as uint32[n]."""
-        return self.base.hits_at(layer, ids)
 
     def _changes(self, layer: int, part: str) -> tuple[NDArray[np.int64], NDArray[Any]] | None:
         """Return row numbers and what is stored at them in a part; None where no patch has any."""

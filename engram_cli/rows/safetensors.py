@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
-from engram_cli.files import parse_json, read_json, start_writing
+from engram_cli.files import START_BYTES, parse_json, read_json, start_writing
 from engram_cli.rows.dtypes import TENSOR_DTYPES, physical_dtype
 
 Array = NDArray[Any]
@@ -36,7 +36,6 @@ MAX_HEADER_BYTES = 16 * 2**20
 MAX_AXES = 8
 MAX_NAME = 200  # characters of a file's name; file systems refuse longer ones
 _PIECE_BYTES = 2**20  # hashed and written while it is in the cache
-_QUEUED_BYTES = 2**25  # written before the disk is asked to begin, which all wait for at the end
 
 # Python has a name for it from 3.13 on. Linux would refuse private maps beyond memory and swap.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -127,7 +126,7 @@ def write_tensors(
                 if advance is not None:
                     advance(len(piece))
             size += len(raw)
-            if size - queued >= _QUEUED_BYTES:
+            if size - queued >= START_BYTES:
                 start_writing(file.fileno(), queued, size - queued)
                 queued = size
     expected = len(header) + sum(spec.nbytes for spec in specs)

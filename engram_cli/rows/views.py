@@ -23,111 +23,127 @@ _PIECE_VALUES = 2**18  # float32 values decoded and encoded at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SomeLayers:
-    """A `RowSource` with some layers of another one; its layout has these alone."""
+class SourceView:
+    """A `RowSource` with the rows of `source`. A view overrides what it changes."""
 
     source: RowSource
-    layout: HashLayout
-    layers: tuple[int, ...]
 
     @property
     def format(self) -> str:
+        """The format of the source."""
         return self.source.format
 
     @property
     def path(self) -> Path:
-        return self.source.path
-
-    @property
-    def dim(self) -> int | None:
-        return self.source.dim
-
-    @property
-    def dtype(self) -> str | None:
-        return self.source.dtype
-
-    @property
-    def digest(self) -> str | None:
-        """None: a digest of the whole says nothing of a part."""
-        return None
-
-    @property
-    def has_hits(self) -> bool:
-        return self.source.has_hits
-
-    def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
-        """Return the spans of the source."""
-        return self.source.spans(layer, part)
-
-    def chunks(self, layer: int, part: str = ROWS) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield the chunks of the source."""
-        return self.source.chunks(layer, part)
-
-    def lines(self, layer: int, part: str, first: int, count: int) -> NDArray[Any]:
-        """Read rows of the source."""
-        return self.source.lines(layer, part, first, count)
-
-    def stored(self, layer: int, ids: ArrayLike) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Return rows of the source as stored."""
-        return self.source.stored(layer, ids)
-
-    def vectors(self, layer: int, ids: ArrayLike) -> NDArray[np.float32]:
-        """Return rows of the source."""
-        return self.source.vectors(layer, ids)
-
-    def read(self, layer: int, first: int, values: NDArray[np.float32]) -> None:
-        """Read rows of the source."""
-        self.source.read(layer, first, values)
-
-    def hits_at(self, layer: int, ids: ArrayLike) -> NDArray[np.uint32]:
-        """Return hits of the source."""
-        return self.source.hits_at(layer, ids)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requantised:
-    """A `RowSource` with the rows of another one as `dtype`, encoded when they are read.
-
-    `layer_scales`: the one scale of each layer, for a dtype that has one.
-    """
-
-    source: RowSource
-    dtype: str
-    layer_scales: Mapping[int, NDArray[np.float32]] = field(default_factory=dict, repr=False)
-
-    @property
-    def format(self) -> str:
-        return self.source.format
-
-    @property
-    def path(self) -> Path:
+        """The path of the source."""
         return self.source.path
 
     @property
     def layout(self) -> HashLayout:
+        """The layout of the source."""
         return self.source.layout
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """The layers that have rows."""
         return self.source.layers
 
     @property
-    def dim(self) -> int:
-        return self.source.dim or 0
+    def dim(self) -> int | None:
+        """The values of a row."""
+        return self.source.dim
+
+    @property
+    def dtype(self) -> str | None:
+        """How rows are stored."""
+        return self.source.dtype
 
     @property
     def digest(self) -> str | None:
-        """None: it names the rows of the source as they are."""
+        """None: it names the rows of the source as they are, and all of them."""
         return None
 
     @property
-    def has_hits(self) -> bool:
-        return self.source.has_hits
+    def row_type(self) -> RowType:
+        """How rows are stored, described."""
+        return DTYPES.load(self.dtype or "")
 
     @property
-    def row_type(self) -> RowType:
-        """How rows are stored."""
-        return DTYPES.load(self.dtype)
+    def has_hits(self) -> bool:
+        """Whether there is a number of hits for each row."""
+        return self.source.has_hits
+
+    def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
+        """Return the spans of files that hold a part."""
+        return self.source.spans(layer, part)
+
+    def chunks(self, layer: int, part: str = ROWS) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (first row, [n, ...] as stored) in pieces, ascending."""
+        return self.source.chunks(layer, part)
+
+    def lines(self, layer: int, part: str, first: int, count: int) -> NDArray[Any]:
+        """Read `count` rows of a part from `first` on, as stored: [count, ...]."""
+        return self.source.lines(layer, part, first, count)
+
+    def stored(self, layer: int, ids: ArrayLike) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Return the rows [n, width] at `ids` [n] as stored, and their scales."""
+        return self.source.stored(layer, ids)
+
+    def vectors(self, layer: int, ids: ArrayLike) -> NDArray[np.float32]:
+        """Return the rows at `ids` [n], in any order, as float32[n, dim]."""
+        return self.source.vectors(layer, ids)
+
+    def read(self, layer: int, first: int, values: NDArray[np.float32]) -> None:
+        """Read the rows from `first` on into `values` float32[n, dim], contiguous."""
+        self.source.read(layer, first, values)
+
+    def hits_at(self, layer: int, ids: ArrayLike) -> NDArray[np.uint32]:
+        """Return the hits of the rows at `ids` [n] as uint32[n]."""
+        return self.source.hits_at(layer, ids)
+
+    def decoded(self, rows: NDArray[Any], scales: NDArray[Any] | None) -> NDArray[np.float32]:
+        """Return stored rows [n, width] as float32[n, dim]."""
+        values = np.empty((len(rows), self.dim or 0), dtype=np.float32)
+        self.row_type.decode(rows, scales, values)
+        return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SomeLayers(SourceView):
+    """Some layers of a source; `kept`, its layout, has these alone."""
+
+    kept: HashLayout
+
+    @property
+    def layout(self) -> HashLayout:
+        """The layout with these layers."""
+        return self.kept
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """These layers."""
+        return self.kept.layer_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requantised(SourceView):
+    """The rows of a source as the dtype `stored_as`, encoded when they are read.
+
+    `layer_scales`: the one scale of each layer, for a dtype that has one.
+    """
+
+    stored_as: str
+    layer_scales: Mapping[int, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """The values of a row."""
+        return self.source.dim or 0
+
+    @property
+    def dtype(self) -> str:
+        """How rows are encoded."""
+        return self.stored_as
 
     def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
         """Return () for rows and scales, which are in no file as they are."""
@@ -188,15 +204,11 @@ class Requantised:
 
     def vectors(self, layer: int, ids: ArrayLike) -> NDArray[np.float32]:
         """Return the values float32[n, dim] that the encoded rows at `ids` [n] have."""
-        return self._decoded(*self.stored(layer, ids))
+        return self.decoded(*self.stored(layer, ids))
 
     def read(self, layer: int, first: int, values: NDArray[np.float32]) -> None:
         """Write the values of the encoded rows from `first` on to `values` float32[n, dim]."""
-        values[:] = self._decoded(*self.encoded(layer, first, len(values)))
-
-    def hits_at(self, layer: int, ids: ArrayLike) -> NDArray[np.uint32]:
-        """Return hits of the source."""
-        return self.source.hits_at(layer, ids)
+        values[:] = self.decoded(*self.encoded(layer, first, len(values)))
 
     @property
     def _step(self) -> int:
@@ -211,11 +223,6 @@ class Requantised:
             return rows, self.layer_scales[layer]
         shape = row_type.scaling.shape(count, self.dim)
         return rows, np.empty(shape, dtype=row_type.scaling.dtype)
-
-    def _decoded(self, rows: NDArray[Any], scales: NDArray[Any] | None) -> NDArray[np.float32]:
-        values = np.empty((len(rows), self.dim), dtype=np.float32)
-        self.row_type.decode(rows, scales, values)
-        return values
 
 
 def some_layers(source: RowSource, layers: Sequence[int]) -> RowSource:
@@ -237,11 +244,7 @@ def some_layers(source: RowSource, layers: Sequence[int]) -> RowSource:
         # Without the layers before them, the scheme makes others of the same choices.
         choices = {k: v for k, v in layout.parameters.items() if k != "rows_per_head"}
         layout = replace(layout, parameters=choices)
-    return SomeLayers(
-        source=source,
-        layout=layout,
-        layers=tuple(entry.layer for entry in entries),
-    )
+    return SomeLayers(source=source, kept=layout)
 
 
 def requantised(source: RowSource, dtype: str, scale: float | None = None) -> RowSource:
@@ -270,7 +273,7 @@ def requantised(source: RowSource, dtype: str, scale: float | None = None) -> Ro
             scales[layer] = np.array([found], dtype=np.float32)
     elif scale is not None:
         raise InputError(f"{dtype} has no scale for a whole layer", "leave out --scale")
-    return Requantised(source=source, dtype=dtype, layer_scales=scales)
+    return Requantised(source=source, stored_as=dtype, layer_scales=scales)
 
 
 def _largest(source: RowSource, layer: int) -> float:

@@ -29,22 +29,35 @@ _MATRIX = "float32[:,::1]"
 
 
 @kernel(
-    "int64(int64[:,::1], int32[::1], int64[:,:,::1], boolean[:,::1], int64[:,::1], "
+    "int64(int64[:,::1], int32[::1], int64[:,:,::1], int64, boolean[:,::1], int64[:,::1], "
     "int64[:,:,::1], int64[:,:,::1], int64[::1], int64, int64, "
     "int64[:,:,::1], int64[:,::1], int64[:,:,:,::1])"
 )
 def hash_call(
-    ids, lookup, recent, dead, age, multipliers, columns, orders, filler, eos, tokens, older, rows
+    ids,
+    lookup,
+    recent,
+    known,
+    dead,
+    age,
+    multipliers,
+    columns,
+    orders,
+    filler,
+    eos,
+    tokens,
+    older,
+    rows,
 ):
     """Hash ids [B, T] (`reference.hash_call`); return -1, or the index of an id that is no token.
 
-    `recent` [B, t, 2] the last compressed ids and how many tokens each saw. Writes `tokens`
-    [B, T, 2], the same of these positions, `older` [B, N-1] and `rows` [L, B, T, C].
+    `recent` [B, known or more, 2] the last compressed ids and how many tokens each saw. Writes
+    `tokens` [B, T or more, 2], the same of these positions, `older` [B, N-1] and `rows`
+    [L, B, T, C].
     """
     batch, count = ids.shape
     longest = multipliers.shape[2]
     heads = columns.shape[1] // orders.size
-    known = recent.shape[1] if recent.size else int64(0)
     gram = np.empty(longest, dtype=np.int64)
     for b in range(batch):
         seen = int64(0)
@@ -252,12 +265,14 @@ def _numbers(address, count):
     return carray(pointer(address), (count if address else int64(0),), np.int64)
 
 
-@kernel(f"int64(int64[::1], {', '.join(['int64'] * 18)})")
+@kernel(f"int64(int64[::1], {', '.join(['int64'] * 20)})")
 def hash_at(
     orders,
     batch,
     count,
     known,
+    recent_line,
+    token_line,
     vocabulary,
     layers,
     longest,
@@ -276,6 +291,7 @@ def hash_at(
 ):
     """Do what `hash_call` does: ids [batch, count], `width` columns of `layers` layers.
 
+    From one sequence to the next are `recent_line` positions of `recent`, `token_line` of `tokens`.
     At `outcome` there is memory for `older`, and then for `rows`.
     """
     older = batch * (longest - 1)
@@ -283,7 +299,8 @@ def hash_at(
     return hash_call(
         carray(pointer(ids), (batch, count), np.int64),
         carray(pointer(lookup), (vocabulary,), np.int32),
-        carray(pointer(recent), (batch if known else int64(0), known, 2), np.int64),
+        carray(pointer(recent), (batch if known else int64(0), recent_line, 2), np.int64),
+        known,
         carray(pointer(dead), (batch if dead else int64(0), count), np.bool_),
         carray(pointer(age), (batch if age else int64(0), count), np.int64),
         carray(pointer(multipliers), (layers, orders.size, longest), np.int64),
@@ -291,7 +308,7 @@ def hash_at(
         orders,
         filler,
         eos,
-        carray(pointer(tokens), (batch, count, 2), np.int64),
+        carray(pointer(tokens), (batch, token_line, 2), np.int64),
         _numbers(outcome, older).reshape(batch, longest - 1),
         _numbers(outcome + 8 * older, rows).reshape(layers, batch, count, width),
     )

@@ -21,10 +21,11 @@ from engram_cli.errors import DependencyError
 from engram_cli.runtime.gate_reference import GateWeights, Past
 from engram_cli.runtime.graph_capture import is_plain_call, is_transformed
 from engram_cli.runtime.reference import HashedCall, HashTensors, no_token
+from engram_cli.runtime.tables import FLOATS
 from engram_cli.sizes import processors
 
 _EACH = 2**16  # values that a thread gets at least: 50 us, twice what it takes to start it
-_NO_EOS = -2
+NO_EOS = -2
 
 
 @cache
@@ -75,8 +76,8 @@ def hash_call(
     )
     wrong = _kernels().hash_at(
         _orders(tensors.orders),
-        *(batch, count, known, len(tensors.lookup), layers, older + 1, columns),
-        *(tensors.filler, _NO_EOS if tensors.eos is None else tensors.eos),
+        *(batch, count, known, known, count, len(tensors.lookup), layers, older + 1, columns),
+        *(tensors.filler, NO_EOS if tensors.eos is None else tensors.eos),
         *(ids.data_ptr(), *map(_address, given), tokens.data_ptr(), outcome.data_ptr()),
     )
     if wrong >= 0:
@@ -96,10 +97,10 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def takes_gate(weights: GateWeights, hidden: Tensor, projected: Tensor, past: Past) -> bool:
-    """Return whether `gate` computes this call: all float32, and what `takes` says."""
+    """Return whether `gate` computes this call: no wide numbers, and what `takes` says."""
     numbers = (hidden, projected, weights.query, weights.key, weights.norm, weights.taps)
     for tensor in numbers:
-        if tensor is not None and tensor.dtype != torch.float32:
+        if tensor is not None and tensor.dtype not in FLOATS:
             return False
     return takes(*numbers, past.keep, past.age, past.history)
 
@@ -114,31 +115,34 @@ def gate(
     residual: bool = False,
     tail: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gate_reference.gate` of a call that `takes_gate`."""
+    """`gate_reference.gate` of a call that `takes_gate`; halves are widened before the loops."""
     batch, count, streams, width = hidden.shape
     wide, has_conv = streams * width, weights.taps is not None
     out, inputs = torch.empty(hidden.shape), torch.empty((batch, count, wide if has_conv else 0))
-    history = None if past.history is None else past.history.float()
     norms = (weights.query, weights.key, weights.norm, weights.taps)
+    floats = (hidden, projected, past.history, *norms)
+    states, lines, history, *own = (None if x is None else x.float() for x in floats)
     given = tuple(
         None if x is None else x.contiguous()
-        for x in (hidden, projected, past.keep, past.age, history, *norms)
+        for x in (states, lines, past.keep, past.age, history, *own)
     )
     rates = weights.eps, weights.norm_eps, float(weights.centred)
-    threads = min(torch.get_num_threads(), batch * count * wide // _EACH)
-    if threads < 2:
+    threads = max(1, min(torch.get_num_threads(), batch * count * wide // _EACH))
+    is_rounded = projected.dtype != torch.float32  # decoding keeps rounded inputs: read the same
+    if threads == 1 and not is_rounded:
         each = 0 if weights.taps is None else weights.taps.shape[-1]
         _kernels().gate_at(
             *(batch, count, streams, width, each, weights.dilation),
             *(*map(_address, given), inputs.data_ptr(), out.data_ptr(), *rates, residual),
         )
     else:
-        _gate_in_threads(threads, given, weights.dilation, (*rates, residual), inputs, out)
+        stored = projected.dtype if is_rounded else None
+        _gate_in_threads(threads, given, weights.dilation, (*rates, residual), inputs, out, stored)
     if not has_conv:
         return out.to(dtype), None
     kept = count if tail is None else min(tail, count)
-    last = inputs[:, count - kept :]
-    return out.to(dtype), last.clone() if kept < count else last
+    last = inputs[:, count - kept :].to(projected.dtype)
+    return out.to(dtype), last.clone() if kept < count and not is_rounded else last
 
 
 def _gate_in_threads(
@@ -148,8 +152,12 @@ def _gate_in_threads(
     rates: tuple[Any, ...],
     inputs: Tensor,
     out: Tensor,
+    stored: torch.dtype | None,
 ) -> None:
-    """Write `inputs` and `out` of the contiguous tensors `given`, one piece of them a thread."""
+    """Write `inputs` and `out` of the contiguous tensors `given`, one piece of them a thread.
+
+    `stored`: what the inputs are rounded to.
+    """
     _, count, streams, width = out.shape
     keep, age, history, norm, taps = (
         empty if tensor is None else _array(tensor)
@@ -160,10 +168,16 @@ def _gate_in_threads(
     sums = out.numpy().reshape(tokens, streams, width)
     written = inputs.numpy().reshape(tokens, inputs.shape[2]), sums
     gates = np.empty((tokens, streams), np.float32)
-    lines = hidden.reshape(sums.shape), projected.reshape(tokens, -1), keep.reshape(-1)
+    lines = (
+        hidden.reshape(sums.shape),
+        projected.reshape(tokens, projected.shape[2]),
+        keep.reshape(-1),
+    )
     opened = (*lines, query, key, norm, *rates, gates, *written)
     _in_threads(threads, tokens, _kernels().open_gates, opened)
     if inputs.shape[2]:
+        if stored is not None:
+            inputs.copy_(inputs.to(stored))
         past = (age.reshape(-1), history, taps.reshape(streams * width, -1))
         convolved = (count, *lines, *past, dilation, rates[-1], gates, *written)
         _in_threads(threads, tokens, _kernels().convolve, convolved)

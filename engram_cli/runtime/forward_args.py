@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.runtime.caches import caches_in, first_tensor
+from engram_cli.runtime.caches import first_tensor, is_cache
 from engram_cli.runtime.graph_capture import is_capturing_graph
 
+# Of most arguments the type says that there is no cache in them; a decode step asks each time.
+_NO_CACHES = frozenset({type(None), bool, int, float, str, Tensor, nn.Parameter})
 _DECODERS = "decoder_"  # how an encoder-decoder's forward names what is its decoder's
 
 
@@ -76,14 +78,24 @@ def read_call(depth: int, names: Sequence[str], args: Sequence[Any], kwargs: Any
         first = given.get(names[0])
         if isinstance(first, Tensor) and not first.is_floating_point():
             ids = first
+    caches: list[Any] = []
+    containers: dict[str, Any] = {}
+    for name, value in given.items():
+        if type(value) in _NO_CACHES:
+            continue
+        if is_cache(value):
+            if not any(value is other for other in caches):
+                caches.append(value)
+        elif first_tensor(value) is not None:
+            containers[name] = value
     boundaries = [v for n, v in own.items() if n.startswith("cu_seq") and n[-2:] != "_k"]
     return Call(
         depth=depth,
         ids=ids if isinstance(ids, Tensor) else None,
         embeds=own.get("inputs_embeds"),
         mask=own.get("attention_mask"),
-        caches=caches_in(given.values()),
-        containers={n: v for n, v in given.items() if first_tensor(v) is not None},
+        caches=caches,
+        containers=containers,
         places=places_in(own),
         positions=own.get("position_ids"),
         cu_seqlens=next((value for value in boundaries if value is not None), None),
@@ -117,7 +129,8 @@ def merge_calls(calls: Sequence[Call]) -> Call:
     plain = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
     merged.mask = next(iter(plain or masks), None)
     assert merged.ids is not None
-    merged.ids = merged.ids.reshape(-1, merged.ids.shape[-1])
+    if merged.ids.ndim != 2:
+        merged.ids = merged.ids.reshape(-1, merged.ids.shape[-1])
     if merged.embeds is not None and merged.embeds.shape[:2] != merged.ids.shape:
         raise RuntimeAttachError(
             f"inputs_embeds has {tuple(merged.embeds.shape[:2])} positions, "
@@ -182,10 +195,10 @@ def real_positions(mask: Any, past: int | Tensor, count: int) -> Tensor | None:
                 f"the attention mask has {mask.shape[1]} positions, {past} + {count} were expected",
                 "pass the mask of the past and the new positions together",
             )
-        keep = mask[:, begin : begin + count] != 0
+        keep = mask[:, begin : begin + count]
     if keep.device.type == "cpu" and not is_capturing_graph() and bool(keep.all()):
         return None
-    return keep
+    return keep if keep.dtype == torch.bool else keep != 0
 
 
 def _real_in_a_graph(mask: Tensor, past: Tensor, count: int) -> Tensor:

@@ -8,7 +8,7 @@ its module adds to the hidden states; when the call ends, the state goes onto th
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from engram_cli.rows.safetensors import Array
 from engram_cli.runtime import ops
 from engram_cli.runtime.batch_rows import given_rows
 from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
+from engram_cli.runtime.cpu_decode import DecodePlan, DecodeStep
 from engram_cli.runtime.forward_args import (
     Call,
     document_ages,
@@ -27,8 +28,8 @@ from engram_cli.runtime.forward_args import (
     read_call,
     real_positions,
 )
-from engram_cli.runtime.lookup_reference import look_back
-from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
+from engram_cli.runtime.kernel_lookup import look_up_call
+from engram_cli.runtime.modules.base import AnyRows, MemoryModule
 from engram_cli.runtime.past import (
     cache_at_layer,
     cache_of,
@@ -38,19 +39,15 @@ from engram_cli.runtime.past import (
     past_of,
     unseen_state,
 )
+from engram_cli.runtime.recent import KEEP
 from engram_cli.runtime.reference import (
-    HashedCall,
     HashTensors,
-    before,
-    compressed,
     hash_rows,
     is_hole,
-    visible,
 )
-from engram_cli.runtime.sharding.trained.rows import ShardedRows, look_up, sharded_rows
-from engram_cli.runtime.state import KEEP, DecodeState, keep_on
+from engram_cli.runtime.sharding.trained.rows import look_up, sharded_rows
+from engram_cli.runtime.state import DecodeState, keep_on
 from engram_cli.runtime.step import Replays, Step
-from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers import PlacedRows
 
 if TYPE_CHECKING:
@@ -70,7 +67,7 @@ def _close(tiers: Tiers | None, shards: ShardedTables | None) -> None:
 
 
 _BUFFERS = ("lookup", "multipliers", "columns")
-_OF_THIS_PROCESS = ("_local", "_replays", "tiers", "shards")
+_OF_THIS_PROCESS = ("_local", "_replays", "_plan", "tiers", "shards")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights")
 
 
@@ -79,7 +76,7 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.step: Step | None = None
+        self.step: Step | DecodeStep | None = None
 
 
 class Memory(nn.Module):
@@ -110,6 +107,7 @@ class Memory(nn.Module):
         self.tiers, self.shards = self._find_placed()
         self._local = _Local()
         self._replays = Replays()
+        self._plan: DecodePlan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in _OF_THIS_PROCESS}
@@ -119,6 +117,7 @@ class Memory(nn.Module):
         self.tiers, self.shards = self._find_placed()
         self._local = _Local()
         self._replays = Replays()
+        self._plan = None
 
     def _find_placed(self) -> tuple[Tiers | None, ShardedTables | None]:
         """Return the layers whose rows are in tiers, and those of rows distributed over GPUs."""
@@ -163,7 +162,9 @@ class Memory(nn.Module):
             return
         call = read_call(0, ("input_ids",), (ids,), inputs)
         with torch.no_grad():
-            self.tiers.prefetch(self._begin(merge_calls([call])).row_numbers)
+            step = self._begin(merge_calls([call]))
+            assert isinstance(step, Step)  # rows in tiers
+            self.tiers.prefetch(step.row_numbers)
 
     def replace_rows(self, rows: dict[int, AnyRows]) -> None:
         """Put other rows into all layers; those in tiers are let go of."""
@@ -207,6 +208,7 @@ class Memory(nn.Module):
             step = self._begin(merge_calls(calls))
             # A compiler sees one operator where a layer needs its rows.
             if self.tiers is not None and not torch.compiler.is_compiling():
+                assert isinstance(step, Step)
                 step.reads = self.tiers.start(step.row_numbers)
             self._local.step = step
 
@@ -220,20 +222,33 @@ class Memory(nn.Module):
             calls.pop()
         if is_owner:
             step, self._local.step = self._local.step, None
+            if isinstance(step, DecodeStep):
+                if output is not None:
+                    step.commit()
+                    keep_on(step.cache, self.key, step.state)
+                return
             if step is not None and step.reads is not None:
                 step.reads.drop()
             if step is not None and output is not None:
                 self._remember(step, names, output)
 
-    def add(self, layer: int, hidden: Tensor, given: Mapping[str, Any]) -> Tensor:
-        """Return the hidden states [B, T, d] of a layer with its memory added."""
+    def add(self, layer: int, hidden: Tensor, given: Callable[[], Mapping[str, Any]]) -> Tensor:
+        """Return the hidden states [B, T, d] of a layer with its memory added.
+
+        `given` returns the layer's arguments by name.
+        """
         step = self._local.step
         if step is None:
             return self._add_again(layer, hidden)
+        if isinstance(step, DecodeStep):
+            found = step.add(layer, hidden)
+            if found is not None:
+                return found
+            step = self._local.step = step.as_step()
         self._check_shape(layer, hidden, step)
         if step.cache is None and not step.done:
             grad = torch.is_grad_enabled()
-            step.cache = cache_at_layer(given, self.key, step.tokens.shape, step.keep, grad=grad)
+            step.cache = cache_at_layer(given(), self.key, step.tokens.shape, step.keep, grad=grad)
         history = step.state.conv_history(layer)
         rows_or_vectors = step.module_input(self.places[layer])
         self._replays.keep(layer, hidden, step, rows_or_vectors, history)
@@ -276,7 +291,7 @@ class Memory(nn.Module):
                 "attach a bundle that was made for this model",
             )
 
-    def _begin(self, call: Call) -> Step:
+    def _begin(self, call: Call) -> Step | DecodeStep:
         """Look up the rows of a call's token ids. Raises RuntimeAttachError, TokenIdError."""
         hashed = self.hash_tensors()
         assert call.ids is not None
@@ -288,12 +303,25 @@ class Memory(nn.Module):
         keep = real_positions(call.mask, past, ids.shape[1])
         if isinstance(past, int) and past == 0:
             check_start(call, keep)
+        elif keep is None and call.rows is None and type(state) is DecodeState:
+            step = self._decode_step(hashed, ids, state, cache, call)
+            if step is not None:
+                return step
         dead = None if keep is None else ~keep.to(ids.device)
         age = document_ages(call, past, ids).to(ids.device) if self.spec.packed else None
         recent, vectors = state.recent_tokens(), None
         if ops.has_kernels(ids.device):
-            is_given = call.rows is not None
-            found, vectors = self._look_up(hashed, ids, recent, dead, age, is_given=is_given)
+            found, vectors = look_up_call(
+                hashed,
+                ids,
+                recent,
+                dead,
+                age,
+                modules=[cast(MemoryModule, module) for module in self.layers.values()],
+                shards=self.shards,
+                has_holes=self.has_holes,
+                is_given=call.rows is not None,
+            )
         else:
             found = ops.hash_call(hashed, ids, recent, dead, age)
         rows = found.rows
@@ -316,71 +344,18 @@ class Memory(nn.Module):
             trains=torch.is_grad_enabled(),
         )
 
-    def _look_up(
-        self,
-        hashed: HashTensors,
-        ids: Tensor,
-        recent: Tensor | None,
-        dead: Tensor | None,
-        age: Tensor | None,
-        *,
-        is_given: bool,
-    ) -> tuple[HashedCall, Tensor | None]:
-        """Return what `ops.hash_call` does, and the vectors where a kernel looks up all of them.
-
-        Rows are None with vectors, and where they were given with the call.
-        """
-        tokens = compressed(hashed, ids)
-        if self.has_holes:
-            holes = is_hole(tokens)
-            dead = holes if dead is None else dead | holes
-        older, carry = before(hashed, tokens, recent)
-        seen = visible(hashed, tokens, carry, dead)
-        if age is not None:
-            seen = torch.minimum(seen, age + 1)
-        rows = vectors = None
-        if not is_given:
-            back = look_back(older, carry, dead, age)
-            tables = self._tables(ids.device)
-            if self.shards is not None and self._reads_at_once(ids.device):
-                vectors = ops.look_up_shards(hashed, ids, self.shards, back)
-            elif tables is None:
-                rows = ops.find_rows(hashed, ids, back)
-            else:
-                vectors = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
-        return HashedCall(tokens=tokens, seen=seen, older=older, rows=rows), vectors
-
-    def _tables(self, device: torch.device) -> list[Table] | None:
-        """Return the layers' tables where one operator on `device` can look up all of them."""
-        modules = [cast(MemoryModule, module) for module in self.layers.values()]
-        tables = []
-        for rows in (module.multi_head_embedding.embedding for module in modules):
-            if not isinstance(rows, (Rows, StoredRows)):  # placed elsewhere, or with an adapter
-                return None
-            if isinstance(rows, ShardedRows):
-                return None
-            if isinstance(rows, Rows) and type(rows.weight) is not nn.Parameter:  # quantised
-                return None
-            tables.append(rows.table())
-        first = tables[0]
-        for table in tables:
-            if table.values.device != device or not table.is_like(first):
-                return None
-        return tables
-
-    def _reads_at_once(self, device: torch.device) -> bool:
-        """Return whether all layers' distributed rows are read on `device`."""
-        modules = [cast(MemoryModule, module) for module in self.layers.values()]
-        rows = [module.multi_head_embedding.embedding for module in modules]
-        return all(isinstance(own, PlacedRows) and own.device == device for own in rows)
-
-    def _vector_dtype(self, tables: list[Table]) -> torch.dtype | None:
-        """Return what quantised rows become: the dtype that all dense weights share, if any."""
-        if not tables[0].row_type.quantised:
+    def _decode_step(
+        self, hashed: HashTensors, ids: Tensor, state: DecodeState, cache: Any, call: Call
+    ) -> DecodeStep | None:
+        """Return the step of a call without padding, None where no loop computes it."""
+        if not ops.takes_decode_step(ids) or self.is_placed or self.spec.packed:
             return None
-        dtypes = {cast(MemoryModule, module).anchor.dtype for module in self.layers.values()}
-        own = dtypes.pop()
-        return own if not dtypes and own in FLOATS else torch.float32
+        if cache is not carrier(cache):
+            return None
+        plan = self._plan
+        if plan is None or not plan.holds(hashed):
+            plan = self._plan = DecodePlan(hashed, self.layers)
+        return DecodeStep(plan, state, cache, call.containers, ids) if plan.fits else None
 
     def _remember(self, step: Step, names: Sequence[str], output: Any) -> None:
         """Leave the state on the cache, or on the tensors that the model will be given again."""

@@ -48,6 +48,7 @@ def _asked_for(variable: str) -> bool:
 DEBUG = _asked_for("ENGRAM_DEBUG")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = _asked_for("TRITON_INTERPRET")
+_FEW = 8  # tokens of a decode step; more are left to products of matrices
 _WIDEST_GRADIENT = 8192  # values of a row, in one program
 
 
@@ -67,12 +68,15 @@ def look_up(
     # No kernel has the fold "powers".
     if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return lookup_reference.look_up(tensors, ids, tables, look_back, dtype)
+    from engram_cli.runtime import torch_ops
+
+    found = torch_ops.again(torch_ops.look_up, ids, tensors, look_back, tables, dtype)
+    if found is not None:
+        return found
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
     if not _decoded_by_kernels(tables):
         return lookup_reference.vectors(tables, find_rows(tensors, ids, look_back), wanted)
-    from engram_cli.runtime import torch_ops
-
     return torch_ops.call(torch_ops.look_up, ids, tensors, look_back, tables, wanted)
 
 
@@ -106,6 +110,11 @@ def look_up_step(
     history = look_back.history
     if history is None or tensors.summed or not has_kernels(ids.device):
         return lookup_reference.look_up_step(tensors, ids, tables, look_back, dtype)
+    from engram_cli.runtime import torch_ops
+
+    found = torch_ops.again(torch_ops.look_up_step, ids, tensors, look_back, tables, dtype)
+    if found is not None:
+        return found
     longest = ids.numel() if look_back.bounds is not None else ids.shape[1]
     if not _decoded_by_kernels(tables) or longest > history.shape[1] - (tensors.max_order - 1):
         with torch.no_grad():
@@ -115,8 +124,6 @@ def look_up_step(
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
     assert look_back.positions is not None
-    from engram_cli.runtime import torch_ops
-
     return torch_ops.call(torch_ops.look_up_step, ids, tensors, look_back, tables, wanted)
 
 
@@ -125,9 +132,12 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
     _debug(tensors, ids)
     if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return lookup_reference.find_rows(tensors, ids, look_back)
-    look_back.check(ids, tensors.max_order)
     from engram_cli.runtime import torch_ops
 
+    found = torch_ops.again(torch_ops.find_rows, ids, tensors, look_back)
+    if found is not None:
+        return found
+    look_back.check(ids, tensors.max_order)
     return torch_ops.call(torch_ops.find_rows, ids, tensors, look_back)
 
 
@@ -146,6 +156,13 @@ def hash_call(
     if not tensors.summed and cpu_ops.takes(ids, recent, dead, age, *of_hash):
         return cpu_ops.hash_call(tensors, ids, recent, dead, age)
     return reference.hash_call(tensors, ids, recent, dead, age)
+
+
+def takes_decode_step(ids: Tensor) -> bool:
+    """Return whether the loops of `cpu_decode` may run a call of these ids [B, T]."""
+    if torch.is_grad_enabled() or not cpu_ops.takes(ids) or has_kernels(ids.device):
+        return False
+    return ids.numel() <= _FEW and not torch.is_autocast_enabled("cpu")
 
 
 def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
@@ -203,7 +220,7 @@ def gate(
         from engram_cli.runtime.torch_ops_gate import run_gate as run
     elif gate_autograd.applies(weights, hidden, projected, past):
         run = gate_autograd.gate
-    elif cpu_ops.takes_gate(weights, hidden, projected, past) and dtype == torch.float32:
+    elif cpu_ops.takes_gate(weights, hidden, projected, past) and dtype in FLOATS:
         run = cpu_ops.gate
     else:
         return gate_reference.gate(

@@ -9,67 +9,18 @@ more positions than needed are kept, so that assisted decoding can crop what it 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.caches import STATES, cache_length, carrier
 from engram_cli.runtime.graph_capture import is_capturing_graph
+from engram_cli.runtime.recent import KEEP, Recent
 
-KEEP = 64  # positions beyond the needed ones: assisted decoding takes back at most a few dozen
 _FOLLOWED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
-
-
-class Recent:
-    """The last positions of a stream of [B, t, ...] pieces, `need` of them always at hand."""
-
-    def __init__(self, need: int) -> None:
-        self.need = need
-        self.pieces: list[Tensor] = []
-
-    def __len__(self) -> int:
-        return sum(piece.shape[1] for piece in self.pieces)
-
-    def append(self, piece: Tensor) -> None:
-        """Add a piece and drop what lies further back than need + KEEP."""
-        limit = self.need + KEEP
-        if piece.shape[1] > limit:
-            self.pieces = [piece[:, -limit:].clone()]
-            return
-        self.pieces.append(piece)
-        length = len(self)
-        while length - self.pieces[0].shape[1] >= limit:
-            length -= self.pieces.pop(0).shape[1]
-
-    def last(self) -> Tensor:
-        """Return the last positions [B, need, ...], zeros before the first."""
-        if not self.need:
-            return self.pieces[-1][:, :0]
-        length, begin = 0, len(self.pieces)
-        while begin and length < self.need:
-            begin -= 1
-            length += self.pieces[begin].shape[1]
-        found = torch.cat(self.pieces[begin:], dim=1)[:, max(0, length - self.need) :]
-        missing = self.need - found.shape[1]
-        return F.pad(found, (0, 0) * (found.ndim - 2) + (missing, 0)) if missing else found
-
-    def drop(self, count: int) -> None:
-        """Forget the last `count` positions."""
-        while count and self.pieces:
-            piece = self.pieces.pop()
-            if piece.shape[1] > count:
-                self.pieces.append(piece[:, : piece.shape[1] - count])
-            count = max(0, count - piece.shape[1])
-
-    def change(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace the pieces by `change` of all positions in one piece."""
-        if self.pieces:
-            whole = self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces, dim=1)
-            self.pieces = [change(whole)]
 
 
 class DecodeState:
@@ -100,7 +51,7 @@ class DecodeState:
     @property
     def batch(self) -> int | None:
         """B, None before the first token."""
-        return self.tokens.pieces[0].shape[0] if self.tokens.pieces else None
+        return self.tokens.batch
 
     def recent_tokens(self) -> Tensor | None:
         """Return int64[B, older, 2]: the last ids and `visible`, None before the first token."""
@@ -111,9 +62,14 @@ class DecodeState:
 
         Raises RuntimeAttachError for a layer that was skipped.
         """
-        _check_not_skipped(self, layer)
+        self.check_not_skipped(layer)
         recent = self.conv.get(layer)
         return recent.last() if recent is not None and recent.pieces else None
+
+    def check_not_skipped(self, layer: int) -> None:
+        """Raise RuntimeAttachError for a layer that was skipped."""
+        if self.skipped:
+            _check_not_skipped(self, layer)
 
     def extend(self, tokens: Tensor, seen: Tensor, conv: dict[int, Tensor]) -> None:
         """Remember T more positions: [B, T] tokens and `visible`, [B, T, D] per layer that ran."""
@@ -122,6 +78,17 @@ class DecodeState:
         for layer, recent in self.conv.items():
             if layer in conv:
                 recent.append(conv[layer])
+            else:
+                self.skipped.add(layer)
+                recent.pieces = []
+
+    def advance(self, count: int, ran: Container[int]) -> None:
+        """`extend`, where steps wrote to the room of `tokens` and of the layers that `ran`."""
+        self.length += count
+        self.tokens.advance(count)
+        for layer, recent in self.conv.items():
+            if layer in ran:
+                recent.advance(count)
             else:
                 self.skipped.add(layer)
                 recent.pieces = []

@@ -143,7 +143,7 @@ def write_stats(
     *,
     corpus: Mapping[str, int] | None = None,
     partials: Mapping[str, State] | None = None,
-    texts: Mapping[int, str] | None = None,
+    texts: Callable[[], Mapping[int, str] | None] = lambda: None,
     force: bool = False,
     finished: Callable[[str], None] = lambda _: None,
 ) -> Mapping[str, object]:
@@ -151,9 +151,9 @@ def write_stats(
 
     `results` gives the typed results of statistics, by their keys in stats.json; counters and
     samples are written meanwhile. `corpus`: numbers of the corpus itself to keep, such as its files
-    and bytes. `partials`: what the results come from, for merging. `texts`: of each compressed id
-    in the samples, None where no vocabulary is there. The same arguments give the same bytes.
-    `finished` is called with the digest before the folder is in place.
+    and bytes. `partials`: what the results come from, for merging. `texts` gives those of all
+    compressed ids in the samples, None where no vocabulary is there. The same arguments give the
+    same bytes. `finished` is called with the digest before the folder is in place.
     """
     with new_folder(path, STATISTICS_FOLDER, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
@@ -191,10 +191,10 @@ def write_stats(
 
 
 def _write_samples(
-    samples: tuple[NgramSample, ...], path: Path, texts: Mapping[int, str] | None
+    samples: tuple[NgramSample, ...], path: Path, texts: Callable[[], Mapping[int, str] | None]
 ) -> dict[str, str]:
     """Write the samples; return the digest of each, by its name in stats.json."""
-    write_samples(samples, path, texts)
+    write_samples(samples, path, texts())
     return {f"{SAMPLE}/{sample.order}": sample_digest(sample) for sample in samples}
 
 

@@ -27,6 +27,8 @@ from engram_cli.table.grid import DOCUMENTS, ChunkedArray
 from engram_cli.table.inits.base import InitWithArrays, SummedInit
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import SCRATCH, Journal
+from engram_cli.table.kept_sums import documents_array
+from engram_cli.table.kept_sums_writer import prepare_sums, write_description, write_hashes
 from engram_cli.table.lock import build_lock
 from engram_cli.table.places import (
     check_place,
@@ -40,8 +42,6 @@ from engram_cli.table.places import (
 )
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import zarr_metadata
-from engram_cli.table.sums.files import prepare_sums, write_description, write_hashes
-from engram_cli.table.sums.state import documents_array
 
 Hits = Callable[[int], NDArray[np.uint32]]
 

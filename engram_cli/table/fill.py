@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import OutputError
-from engram_cli.files import PART, inner_file, output_errors
+from engram_cli.files import PART, START_BYTES, inner_file, output_errors, start_writing
 from engram_cli.outputs import open_work
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.checksum import Checksum
 from engram_cli.table.grid import ChunkedArray
 from engram_cli.table.inits.base import Filler, PassInit, StoredInit
 from engram_cli.table.journal import SCRATCH, Journal
+from engram_cli.table.kept_sums import sums_name, sync_sums
 from engram_cli.table.spec import TableSpec, layer_scale
-from engram_cli.table.sums.state import sums_name, sync_sums
 
 PIECE_BYTES = 2**20  # float32 values made, encoded, summed and written while in the L2 cache
 FLUSHING = 2  # chunks that may wait for the disk while others are made
@@ -204,7 +204,7 @@ class _Part:
         self.array, self.name = array, array.file(index)
         self.path = folder / f"{self.name}{PART}"
         self.checksum = Checksum()
-        self.size = 0
+        self.size = self._queued = 0
         self.handle = -1
 
     def __enter__(self) -> _Part:
@@ -222,6 +222,9 @@ class _Part:
         self.checksum.update(piece)
         _write_all(self.handle, piece)
         self.size += len(piece)
+        if self.size - self._queued >= START_BYTES:
+            start_writing(self.handle, self._queued, self.size - self._queued)
+            self._queued = self.size
         return len(piece)
 
     def pad(self) -> int:

@@ -29,9 +29,9 @@ from engram_cli.table.attributes import META, PARTIAL_SUFFIX
 from engram_cli.table.grid import SUMS
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import Journal, is_journal
+from engram_cli.table.kept_sums import sums_files
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.table.spec import FORMAT, TableSpec
-from engram_cli.table.sums.state import sums_files
 from engram_cli.temporary import clear_leftovers, discard, make_folder, temporary
 
 _GROUP = r"(?:scales|hits|projection)"

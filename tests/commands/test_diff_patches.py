@@ -45,7 +45,7 @@ def test_patched_rows_are_those_of_the_patch(made: Made, dtype: str) -> None:
     ids = np.array([0, 3, 500, base.layout.layer(1).rows - 1])
     values = -base.vectors(1, ids)
     patched: RowSource = PatchedRows(
-        base=base, stack=stack_patches(base, [make_patch(base, {1: (ids, values)})])
+        source=base, stack=stack_patches(base, [make_patch(base, {1: (ids, values)})])
     )
     rows = base.layout.layer(1).rows
     expected = base.vectors(1, np.arange(rows))

@@ -58,6 +58,21 @@ def test_the_files_are_those_of_attach(
     assert verify(VerifyRequest(path=tmp_path / "b", folder=tmp_path)).ok
 
 
+def test_the_disk_begins_while_rows_are_written(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted(made.bundle, "bundle", tmp_path / "a")
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(row_writer, "start_writing", lambda *asked: begun.append(asked[1:]))
+    monkeypatch.setattr(row_writer, "START_BYTES", 10_000)
+    monkeypatch.setattr(row_writer, "PIECE_BYTES", 2000)
+    result = converted(made.bundle, "bundle", tmp_path / "b")
+    assert set(begun) == {(0, 0)}, "all that each file has"
+    assert len(begun) > 2
+    for name in result.files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
 def test_a_bundle_keeps_its_weights(made: Made, tmp_path: Path) -> None:
     converted(made.bundle, "bundle", tmp_path / "b", dtype="bfloat16", layers=(2,))
     old, new = read_bundle(made.bundle), read_bundle(tmp_path / "b")

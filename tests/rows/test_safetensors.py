@@ -94,7 +94,7 @@ def test_the_disk_begins_while_a_file_grows(
         return os.fstat(handle).st_ino == (tmp_path / "x").stat().st_ino
 
     monkeypatch.setattr(safetensors, "start_writing", begin)
-    monkeypatch.setattr(safetensors, "_QUEUED_BYTES", 1000)
+    monkeypatch.setattr(safetensors, "START_BYTES", 1000)
     record = write_tensors(tmp_path / "x", [spec], iter(pieces), apart=apart)
     assert (record.size, record.digest) == (plain.size, plain.digest)
     ends = [0, *(end for _, end in begun)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lookup_cases import LAYOUTS, modulo_hash
 from lookup_cases import the_hash as hash_on
-from runtime.kernels.gate_cases import FORWARD_MODE, GateCase, far, make_call
+from runtime.kernels.gate_cases import FORWARD_MODE, NEAR, GateCase, far, make_call
 from torch import Tensor
 
 from engram_cli.errors import TokenIdError
@@ -121,6 +121,23 @@ def test_the_gate_is_the_twins(case: GateCase, monkeypatch: pytest.MonkeyPatch) 
         assert inputs.untyped_storage().nbytes() == inputs.numel() * 4  # holds no others
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_halves(case: GateCase, dtype: torch.dtype) -> None:
+    """They are rounded where the twin rounds them, and may fall on the other side."""
+    call = make_call(replace(case, dtype=dtype))
+    with torch.no_grad():
+        assert cpu_ops.takes_gate(call.weights, call.hidden, call.projected, call.past)
+        out, inputs = call.run(cpu_ops.gate)
+        expected, kept = call.run(gate_reference.gate)
+        exact, _ = call.wider().run(gate_reference.gate)
+    assert far(out, expected) < NEAR[dtype]
+    assert far(out.double(), exact) < 1.05 * far(expected.double(), exact)
+    assert (inputs is None) == (kept is None) == (not case.conv)
+    if inputs is not None and kept is not None:
+        assert far(inputs, kept) < NEAR[dtype]
+
+
 @pytest.mark.parametrize("count", [2, 4096])
 def test_one_token_or_many_give_the_same_bits(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """So does any number of threads."""
@@ -169,8 +186,6 @@ def test_what_the_loops_do_not_take() -> None:
     assert not cpu_ops.takes_gate(*given)  # it wants a gradient
     with torch.no_grad():
         assert cpu_ops.takes_gate(*given)
-        half = make_call(GateCase(dtype=torch.bfloat16))
-        assert not cpu_ops.takes_gate(half.weights, half.hidden, half.projected, half.past)
         wide = call.wider()
         assert not cpu_ops.takes_gate(wide.weights, wide.hidden, wide.projected, wide.past)
 

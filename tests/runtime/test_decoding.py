@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime import attach, detach
-from engram_cli.runtime.state import KEEP
+from engram_cli.runtime.recent import KEEP
 from engram_cli.vocab.compress import CompressedVocab
 
 VOCAB = 200

@@ -99,6 +99,26 @@ def test_chunks_are_made_even_and_small_tables_are_one() -> None:
         assert 0 <= array.chunks * array.chunk_rows - array.rows < array.chunks
 
 
+def test_the_disk_begins_with_a_chunk_while_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: dict[int, int] = {}
+
+    def begin(handle: int, first: int, size: int) -> bool:
+        about = os.fstat(handle)
+        assert first == reached.get(about.st_ino, 0), "ranges follow each other"
+        reached[about.st_ino] = first + size
+        return first + size <= about.st_size
+
+    monkeypatch.setattr(fill, "start_writing", begin)
+    monkeypatch.setattr(fill, "START_BYTES", 100)
+    monkeypatch.setattr(fill, "PIECE_BYTES", 200)
+    build(tmp_path / "t.zarr", threads=2, dtype="bfloat16", chunk_rows=50)
+    assert verify_table(tmp_path / "t.zarr").ok
+    chunks = {chunk.stat().st_ino for chunk in tmp_path.glob("t.zarr/[03]/c.*")}
+    assert set(reached) == chunks
+
+
 def test_zeros_take_no_room(tmp_path: Path) -> None:
     build(tmp_path / "t.zarr", init="zeros", dim=4096, chunk_rows=None)
     chunk = (tmp_path / "t.zarr" / "3" / "c.0.0").stat()

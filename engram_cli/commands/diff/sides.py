@@ -137,7 +137,7 @@ def _stacked(base: RowSource, paths: Sequence[Path], progress: Progress) -> RowS
     if stack.conflicts:
         for line in stack.lines()[1:]:
             progress.note(line)
-    return PatchedRows(base=base, stack=stack)
+    return PatchedRows(source=base, stack=stack)
 
 
 def _require_comparable(one: RowSource, two: RowSource) -> None:

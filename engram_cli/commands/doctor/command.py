@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engram_cli.commands.artifact import VOCABULARY, find_artifact
 from engram_cli.commands.doctor.disk_reads import DiskReads, measure_reads
-from engram_cli.commands.doctor.findings import Finding, findings
+from engram_cli.commands.doctor.findings import findings
 from engram_cli.commands.doctor.gpus import Gpus, Torch, read_gpus, read_torch
 from engram_cli.commands.doctor.machine import Memory, SharedMemory, read_memory, read_shared_memory
+from engram_cli.commands.doctor.result import ArtifactFit, Capacity, DoctorResult, Package
 from engram_cli.commands.requests.doctor import DoctorRequest
 from engram_cli.commands.requests.options import located
 from engram_cli.errors import InputError
@@ -26,67 +26,6 @@ PACKAGES = (
     *("torch", "triton", "transformers", "accelerate", "peft"),
     *("fsspec", "huggingface_hub", "ray", "fastokens"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
-    """A Python package; `version` is None where it is not installed."""
-
-    name: str
-    version: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """What one placement can hold: `free_bytes`, None where that is not known.
-
-    Of a named artifact: `needed_bytes` for all its rows, how many `rows` fit, and whether all do;
-    None where that is not known.
-    """
-
-    placement: str
-    where: str
-    free_bytes: int | None
-    needed_bytes: int | None = None
-    rows: int | None = None
-    fits: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactFit:
-    """The rows of an artifact, and what each placement can hold of them."""
-
-    path: Path
-    kind: str
-    dtype: str
-    rows: int
-    row_bytes: int
-    record_bytes: int
-    placements: tuple[Capacity, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoctorResult:
-    """What the machine offers. `findings`: known problems; `ok`: none of them prevents use.
-
-    `torch`: None where it is not installed. `placements`: what is free, without an artifact.
-    `not_seen`: what could not be found out, and why.
-    """
-
-    ok: bool
-    engram: str
-    python: str
-    system: str
-    packages: tuple[Package, ...]
-    torch: Torch | None
-    gpus: Gpus
-    memory: Memory
-    shared_memory: SharedMemory
-    disks: tuple[DiskReads, ...]
-    placements: tuple[Capacity, ...]
-    artifacts: tuple[ArtifactFit, ...]
-    findings: tuple[Finding, ...]
-    not_seen: tuple[str, ...]
 
 
 def doctor(request: DoctorRequest, progress: Progress = SILENT) -> DoctorResult:

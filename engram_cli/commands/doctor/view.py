@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engram_cli.commands.doctor.command import Capacity, DoctorResult
+from engram_cli.commands.doctor.result import Capacity, DoctorResult
 from engram_cli.view import Column, Table, View
 
 

@@ -34,12 +34,12 @@ from engram_cli.table.build import build_store
 from engram_cli.table.grid import array_name
 from engram_cli.table.inits.corpus.filled import CorpusFill, corpus_digest
 from engram_cli.table.inits.corpus.tokens import TokenFile
+from engram_cli.table.kept_sums import has_sums
 from engram_cli.table.lock import build_lock
 from engram_cli.table.places import check_place, clear_place, partial_folder, scratch_folder
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import bound_layout, open_array
 from engram_cli.table.sums.change import DocumentChange
-from engram_cli.table.sums.state import has_sums
 
 
 def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult:

@@ -152,7 +152,7 @@ def _write_change(
         report=request.report,
         corpus=_corpus(before, passes, counted),
         partials=partials,
-        texts=sample_texts(whole.counts, read),
+        texts=lambda: sample_texts(whole.counts, read),
         facts=updated_facts(request),
         finished=partial(note_finished, resume_folder(out), request=digest),
     )

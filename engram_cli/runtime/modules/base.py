@@ -17,6 +17,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.rows.dtypes import RowType
 from engram_cli.runtime import ops
+from engram_cli.runtime.dense_gradients import look_up
 from engram_cli.runtime.gate_reference import GateWeights, Past, opened_by
 from engram_cli.runtime.sparse_gradients import Watched
 from engram_cli.runtime.tables import HELD_DTYPES, Table, dequantise
@@ -48,8 +49,11 @@ class Rows(nn.Embedding):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return [B, T, C, dim] of rows int64[B, T, C], in the table's dtype."""
+        rows = rows.to(self.weight.device)
+        if not self.sparse:
+            return look_up(self.weight, rows)
         self._watch()
-        return F.embedding(rows.to(self.weight.device), self.weight, sparse=self.sparse)
+        return F.embedding(rows, self.weight, sparse=True)
 
     def table(self) -> Table:
         """Return the rows as the look-up takes them."""
@@ -136,12 +140,16 @@ class MemoryModule(nn.Module):
         """
         raise NotImplementedError
 
+    def linears(self) -> list[nn.Module]:
+        """Return the layers whose outputs side by side are the projections."""
+        raise NotImplementedError
+
     def project(self, vectors: Tensor) -> Tensor:
         """Return [B, T, streams x d + d]: the keys of all streams, then the value.
 
         `vectors` [B, T, C x dim].
         """
-        raise NotImplementedError
+        return project(vectors, self.linears())
 
     def gate_weights(self) -> GateWeights:
         """Return the weights of what follows the projections."""
@@ -231,6 +239,9 @@ def project(vectors: Tensor, linears: Sequence[nn.Module]) -> Tensor:
     Many tokens: one product with all weights, so that no output is copied; few: one each, so that
     no weight is. A layer that is more than nn.Linear (an adapter, quantised, offloaded) is called.
     """
+    if len(linears) == 1:
+        only: Tensor = linears[0](vectors)
+        return only
     plain = [linear for linear in linears if isinstance(linear, nn.Linear) and is_plain(linear)]
     if len(plain) < len(linears) or vectors.shape[0] * vectors.shape[1] < MANY_TOKENS:
         return torch.cat([linear(vectors) for linear in linears], dim=-1)

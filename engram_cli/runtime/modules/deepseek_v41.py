@@ -27,10 +27,9 @@ class DeepSeekV41(MemoryModule):
         """The weight of the hidden state's norm."""
         return self.q_weight
 
-    def project(self, vectors: Tensor) -> Tensor:
-        """Return [B, T, streams x d + d] of vectors [B, T, C x dim]."""
-        out: Tensor = self.wkv(vectors)
-        return out
+    def linears(self) -> list[nn.Module]:
+        """Return the one layer of all keys and the value."""
+        return [self.wkv]
 
     def gate_weights(self) -> GateWeights:
         """Return plain norm weights; there is no convolution."""

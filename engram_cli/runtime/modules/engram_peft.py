@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.gate_reference import GateWeights
-from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight, project
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight
 from engram_cli.runtime.modules.engram_v1 import CONV_NORM_EPS, NormedConv, stacked
 
 
@@ -44,9 +44,9 @@ class EngramPeft(MemoryModule):
         weight: Tensor = self.gating.norm_h[0]()
         return weight
 
-    def project(self, vectors: Tensor) -> Tensor:
-        """Return [B, T, copies x d + d] of vectors [B, T, C x dim]."""
-        return project(vectors, [*self.gating.w_k, self.gating.w_v])
+    def linears(self) -> list[nn.Module]:
+        """Return the layers of the keys, then that of the value."""
+        return [*self.gating.w_k, self.gating.w_v]
 
     def gate_weights(self) -> GateWeights:
         """Return norms with torch's eps, float32's, and the convolution's own."""

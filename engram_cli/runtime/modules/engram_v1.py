@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.gate_reference import GateWeights
-from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight, project
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight
 
 CONV_NORM_EPS = 1e-5
 _EPS, _EPS_WIDE = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
@@ -43,9 +43,9 @@ class EngramV1(MemoryModule):
         weight: Tensor = self.norm2[0]()
         return weight
 
-    def project(self, vectors: Tensor) -> Tensor:
-        """Return [B, T, streams x d + d] of vectors [B, T, C x dim]."""
-        return project(vectors, [*self.key_projs, self.value_proj])
+    def linears(self) -> list[nn.Module]:
+        """Return the layers of the keys, then that of the value."""
+        return [*self.key_projs, self.value_proj]
 
     def gate_weights(self) -> GateWeights:
         """`norm1` is the key's, `norm2` the hidden state's; torch's eps is float32's."""

@@ -28,10 +28,9 @@ class LongCat(MemoryModule):
         weight: Tensor = self.post_proj.weight
         return weight
 
-    def project(self, vectors: Tensor) -> Tensor:
-        """Return [B, T, d], the sum of the projected n-grams, of vectors [B, T, C x dim]."""
-        out: Tensor = self.post_proj(vectors)
-        return out
+    def linears(self) -> list[nn.Module]:
+        """Return the one layer that sums the projected n-grams, [B, T, d]."""
+        return [self.post_proj]
 
     def gate_weights(self) -> GateWeights:
         """Raise NotImplementedError: nothing is gated."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.gate_reference import GateWeights
-from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight, project
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight
 
 
 class QwenPLE(MemoryModule):
@@ -33,9 +33,9 @@ class QwenPLE(MemoryModule):
         weight: Tensor = self.norm_query()
         return weight
 
-    def project(self, vectors: Tensor) -> Tensor:
-        """Return [B, T, streams x d + d] of vectors [B, T, C x dim]."""
-        return project(vectors, [self.key_proj, self.value_proj])
+    def linears(self) -> list[nn.Module]:
+        """Return the layer of all keys, then that of the value."""
+        return [self.key_proj, self.value_proj]
 
     def gate_weights(self) -> GateWeights:
         """Return weights with one eps for the three norms."""

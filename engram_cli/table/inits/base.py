@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engram_cli.rows.stored_as import StoredReader
 from engram_cli.table.grid import ChunkedArray
-from engram_cli.table.sums.state import KeptSums
+from engram_cli.table.kept_sums import KeptSums
 
 Filler = Callable[[int, NDArray[np.float32]], None]
 """Writes the rows from the first one given into float32[n, dim], contiguous; runs in threads."""

@@ -17,10 +17,10 @@ from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.kernels import weighted_sum
 from engram_cli.table.inits.corpus.pairs import TokenPairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
+from engram_cli.table.kept_sums import KeptSums, documents_array
 from engram_cli.table.sums.change import DocumentChange, distinct_tokens, without
 from engram_cli.table.sums.opened import OpenTable
 from engram_cli.table.sums.rows import stored_scale
-from engram_cli.table.sums.state import KeptSums, documents_array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -10,8 +10,8 @@ from pathlib import Path
 from engram_cli.errors import ArtifactError
 from engram_cli.files import output_errors
 from engram_cli.table.grid import DAMAGED, SUMS
+from engram_cli.table.kept_sums import WORK_FILES
 from engram_cli.table.places import TABLE
-from engram_cli.table.sums.state import WORK_FILES
 
 _PIECE = 2**24
 

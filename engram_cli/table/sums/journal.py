@@ -23,7 +23,7 @@ from engram_cli.errors import ArtifactError, OutputError
 from engram_cli.files import inner_file, output_errors, read_json
 from engram_cli.rows.checksum import Checksum
 from engram_cli.table.grid import SUMS
-from engram_cli.table.sums.state import SLOTS
+from engram_cli.table.kept_sums import SLOTS
 from engram_cli.temporary import boot_id
 
 FORMAT, VERSION = "engram-update", 1

@@ -25,10 +25,10 @@ from engram_cli.table.inits.corpus.buckets import (
     bucket_bits,
     deal_out,
 )
+from engram_cli.table.kept_sums import ColumnState
 from engram_cli.table.sums import kernels
 from engram_cli.table.sums.journal import Slot, UpdateJournal
 from engram_cli.table.sums.rows import LayerRows, Lines
-from engram_cli.table.sums.state import ColumnState
 
 BLOCK_ENTRIES = 2**24  # of one side, held by a thread at a time: 128 MiB
 _PIECE_BYTES = 2**20  # float32 values made while in the L2 cache

@@ -33,16 +33,16 @@ from engram_cli.table.grid import SUMS, array_name, content_digest
 from engram_cli.table.inits.corpus.buckets import map_pairs
 from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.pairs import write_pairs
+from engram_cli.table.kept_sums import SLOTS, map_sums
+from engram_cli.table.kept_sums_writer import write_description, write_hashes
 from engram_cli.table.store import zarr_metadata
 from engram_cli.table.sums import kernels
 from engram_cli.table.sums.after import sums_after, token_pairs
 from engram_cli.table.sums.change import DocumentChange
-from engram_cli.table.sums.files import write_description, write_hashes
 from engram_cli.table.sums.journal import Slot, UpdateState
 from engram_cli.table.sums.layer import BLOCK_ENTRIES, Block, LayerUpdate, SideState, blocks_of
 from engram_cli.table.sums.opened import OpenTable
 from engram_cli.table.sums.rows import LayerRows, stored_scale
-from engram_cli.table.sums.state import SLOTS, map_sums
 from engram_cli.version import __version__
 
 _PIECE = 2**22  # words or pairs at a time

@@ -12,10 +12,10 @@ from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import Description, read_description
+from engram_cli.table.kept_sums import StoredSums, read_sums
 from engram_cli.table.sums.layer import SideState, load_records
 from engram_cli.table.sums.opened import holds_documents
 from engram_cli.table.sums.rows import LayerRows, stored_scale
-from engram_cli.table.sums.state import StoredSums, read_sums
 
 _PIECE = 2**12  # rows
 

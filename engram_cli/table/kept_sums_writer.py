@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from engram_cli.files import inner_file, output_errors
 from engram_cli.table.grid import SUMS, ChunkedArray
+from engram_cli.table.kept_sums import HASH, META, KeptSums, documents_array
 from engram_cli.table.store import array_metadata
-from engram_cli.table.sums.state import HASH, META, KeptSums, documents_array
 
 
 def write_description(folder: Path, kept: KeptSums, documents: int) -> None:
