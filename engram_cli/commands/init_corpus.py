@@ -23,7 +23,7 @@ from engram_cli.errors import CorpusError, InputError, MismatchError, Undecodabl
 from engram_cli.formats.embeddings import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
-from engram_cli.sizes import available_memory
+from engram_cli.sizes import available_memory, processors
 from engram_cli.table.inits.corpus.embeddings import (
     Embeddings,
     MatrixEmbeddings,
@@ -188,10 +188,10 @@ def encode_corpus(
     reading = Reading(
         layout=layout, options=request.corpus, tokenizer=tokenizer, encoder=request.encoder
     )
-    engine = engine or LocalEngine(1)
+    engine = engine or LocalEngine(processors())
     stamps = stamps_of(sources.files, request.corpus)
     request_digest = request_fingerprint(sources.files, request.corpus, decisive, stamps)
-    writer = TokenWriter(folder, request_digest)
+    writer = TokenWriter(folder, request_digest, engine.threads)
     if writer.finished is None:
         try:
             _write(engine, reading, plan, writer, progress)

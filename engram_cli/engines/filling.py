@@ -7,7 +7,9 @@ place. Rows are equal to the bit on every engine: all sums are of integers.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -18,10 +20,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import ReadPosition
+from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.corpus.partitions import Plan
 from engram_cli.engines.base import Engine, Reading, Task, portable
-from engram_cli.errors import InputError
+from engram_cli.errors import EngramError, InputError
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.counting.memory import base_bytes
@@ -113,17 +115,38 @@ def token_pieces(
         reading.stream(plan, read_position, progress) as (stream, _),
         closing(stream.blocks()) as blocks,
     ):
+        if end is None:
+            yield from _pieces(blocks, reading)
+            return
         held: list[Piece] = []
         for block in blocks:
             held.append(piece_of(block, reading.layout))
-            if end is None:
-                yield held.pop()
-            elif sum(len(piece.words) for piece in held) >= _PIECE:
+            if sum(len(piece.words) for piece in held) >= _PIECE:
                 yield _joined(held)
                 held = []
-        if end is not None:
-            empty = Piece(words=np.empty(0, dtype=np.uint32), size=0)
-            yield replace(_joined([*held, empty]), read_position=ReadPosition(file=end))
+        empty = Piece(words=np.empty(0, dtype=np.uint32), size=0)
+        yield replace(_joined([*held, empty]), read_position=ReadPosition(file=end))
+
+
+def _pieces(blocks: Iterator[TokenBlock], reading: Reading) -> Iterator[Piece]:
+    """Yield the words of blocks in order, made by several threads.
+
+    Raises what `blocks` raises after the words of all blocks before.
+    """
+    failed: EngramError | None = None
+    waiting: deque[Future[Piece]] = deque()
+    with ThreadPoolExecutor(reading.threads, thread_name_prefix="engram-words") as pool:
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(piece_of, block, reading.layout))
+                if len(waiting) > reading.threads:
+                    yield waiting.popleft().result()
+        except EngramError as error:
+            failed = error
+        while waiting:
+            yield waiting.popleft().result()
+    if failed is not None:
+        raise failed
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:

@@ -28,8 +28,8 @@ from engram_cli.runtime.forward_args import (
     read_call,
     real_positions,
 )
-from engram_cli.runtime.lookup_reference import look_back
-from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
+from engram_cli.runtime.kernel_lookup import look_up_call
+from engram_cli.runtime.modules.base import AnyRows, MemoryModule
 from engram_cli.runtime.past import (
     cache_at_layer,
     cache_of,
@@ -41,18 +41,13 @@ from engram_cli.runtime.past import (
 )
 from engram_cli.runtime.recent import KEEP
 from engram_cli.runtime.reference import (
-    HashedCall,
     HashTensors,
-    before,
-    compressed,
     hash_rows,
     is_hole,
-    visible,
 )
-from engram_cli.runtime.sharding.trained.rows import ShardedRows, look_up, sharded_rows
+from engram_cli.runtime.sharding.trained.rows import look_up, sharded_rows
 from engram_cli.runtime.state import DecodeState, keep_on
 from engram_cli.runtime.step import Replays, Step
-from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers import PlacedRows
 
 if TYPE_CHECKING:
@@ -316,8 +311,17 @@ class Memory(nn.Module):
         age = document_ages(call, past, ids).to(ids.device) if self.spec.packed else None
         recent, vectors = state.recent_tokens(), None
         if ops.has_kernels(ids.device):
-            is_given = call.rows is not None
-            found, vectors = self._look_up(hashed, ids, recent, dead, age, is_given=is_given)
+            found, vectors = look_up_call(
+                hashed,
+                ids,
+                recent,
+                dead,
+                age,
+                modules=[cast(MemoryModule, module) for module in self.layers.values()],
+                shards=self.shards,
+                has_holes=self.has_holes,
+                is_given=call.rows is not None,
+            )
         else:
             found = ops.hash_call(hashed, ids, recent, dead, age)
         rows = found.rows
@@ -352,72 +356,6 @@ class Memory(nn.Module):
         if plan is None or not plan.holds(hashed):
             plan = self._plan = DecodePlan(hashed, self.layers)
         return DecodeStep(plan, state, cache, call.containers, ids) if plan.fits else None
-
-    def _look_up(
-        self,
-        hashed: HashTensors,
-        ids: Tensor,
-        recent: Tensor | None,
-        dead: Tensor | None,
-        age: Tensor | None,
-        *,
-        is_given: bool,
-    ) -> tuple[HashedCall, Tensor | None]:
-        """Return what `ops.hash_call` does, and the vectors where a kernel looks up all of them.
-
-        Rows are None with vectors, and where they were given with the call.
-        """
-        tokens = compressed(hashed, ids)
-        if self.has_holes:
-            holes = is_hole(tokens)
-            dead = holes if dead is None else dead | holes
-        older, carry = before(hashed, tokens, recent)
-        seen = visible(hashed, tokens, carry, dead)
-        if age is not None:
-            seen = torch.minimum(seen, age + 1)
-        rows = vectors = None
-        if not is_given:
-            back = look_back(older, carry, dead, age)
-            tables = self._tables(ids.device)
-            if self.shards is not None and self._reads_at_once(ids.device):
-                vectors = ops.look_up_shards(hashed, ids, self.shards, back)
-            elif tables is None:
-                rows = ops.find_rows(hashed, ids, back)
-            else:
-                vectors = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
-        return HashedCall(tokens=tokens, seen=seen, older=older, rows=rows), vectors
-
-    def _tables(self, device: torch.device) -> list[Table] | None:
-        """Return the layers' tables where one operator on `device` can look up all of them."""
-        modules = [cast(MemoryModule, module) for module in self.layers.values()]
-        tables = []
-        for rows in (module.multi_head_embedding.embedding for module in modules):
-            if not isinstance(rows, (Rows, StoredRows)):  # placed elsewhere, or with an adapter
-                return None
-            if isinstance(rows, ShardedRows):
-                return None
-            if isinstance(rows, Rows) and type(rows.weight) is not nn.Parameter:  # quantised
-                return None
-            tables.append(rows.table())
-        first = tables[0]
-        for table in tables:
-            if table.values.device != device or not table.is_like(first):
-                return None
-        return tables
-
-    def _reads_at_once(self, device: torch.device) -> bool:
-        """Return whether all layers' distributed rows are read on `device`."""
-        modules = [cast(MemoryModule, module) for module in self.layers.values()]
-        rows = [module.multi_head_embedding.embedding for module in modules]
-        return all(isinstance(own, PlacedRows) and own.device == device for own in rows)
-
-    def _vector_dtype(self, tables: list[Table]) -> torch.dtype | None:
-        """Return what quantised rows become: the dtype that all dense weights share, if any."""
-        if not tables[0].row_type.quantised:
-            return None
-        dtypes = {cast(MemoryModule, module).anchor.dtype for module in self.layers.values()}
-        own = dtypes.pop()
-        return own if not dtypes and own in FLOATS else torch.float32
 
     def _remember(self, step: Step, names: Sequence[str], output: Any) -> None:
         """Leave the state on the cache, or on the tensors that the model will be given again."""

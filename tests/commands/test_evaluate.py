@@ -374,6 +374,12 @@ def test_patches_give_the_losses_of_a_patched_copy(
     assert any("patch 2 wins" in note for note in listener.notes) is (count == 2)
 
 
+def test_patches_on_rows_on_disk(here: Here, patches: tuple[Path, Path]) -> None:
+    near, far = (here.run(patch=patches, placement=each) for each in ("hbm", "disk"))
+    assert far.patched == pytest.approx(near.patched, abs=1e-6)
+    assert far.memory == pytest.approx(near.memory, abs=1e-6)
+
+
 def test_patches_that_do_not_fit(here: Here, patches: tuple[Path, Path], tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     two = ApplyPatchRequest(path=here.checkpoint / "engram", patches=patches[1:], out=copy)

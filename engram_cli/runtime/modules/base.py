@@ -17,6 +17,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.rows.dtypes import RowType
 from engram_cli.runtime import ops
+from engram_cli.runtime.dense_gradients import look_up
 from engram_cli.runtime.gate_reference import GateWeights, Past, opened_by
 from engram_cli.runtime.sparse_gradients import Watched
 from engram_cli.runtime.tables import HELD_DTYPES, Table, dequantise
@@ -48,8 +49,11 @@ class Rows(nn.Embedding):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return [B, T, C, dim] of rows int64[B, T, C], in the table's dtype."""
+        rows = rows.to(self.weight.device)
+        if not self.sparse:
+            return look_up(self.weight, rows)
         self._watch()
-        return F.embedding(rows.to(self.weight.device), self.weight, sparse=self.sparse)
+        return F.embedding(rows, self.weight, sparse=True)
 
     def table(self) -> Table:
         """Return the rows as the look-up takes them."""
