@@ -7,9 +7,8 @@ a quarter as many pairs as the corpus has.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -32,9 +31,8 @@ _LEAST_SLOTS = 4
 # 2**15 slots, 512 KB, let 37 and 49 % of 2- and 3-gram pairs through, 2**17 33 and 45 %, but those
 # are no longer in the L2 cache: 18 and 20 ns a token instead of 6 and 12.
 _TABLE_BITS = 15
-_WHOLE = 2**24  # pairs of the largest blocks: 268 MB; 63 M pairs at once unite 8 % further
+_WHOLE = 2**24  # pairs of the largest block: 268 MB; 63 M pairs at once unite 8 % further
 _SHARES = 4  # of the parts of a block that are united by one call, for each thread
-_UNITERS = 2  # one block is written while threads unite the next one
 _LEAST = 2**16
 
 
@@ -91,29 +89,15 @@ def write_pairs(
     `memory` bytes bound the block of pairs that is united at a time; a pair may come once a block.
     """
     lags = what.lags(order)
-    most = min(max(memory // (2 * _UNITERS * 16 * len(lags)), _LEAST), _WHOLE // _UNITERS)
+    most = min(max(memory // (2 * 16 * len(lags)), _LEAST), _WHOLE)
     reader = _Reader(what, layer, order, what.file.map())
-    uniters = [_Uniter(min(most, what.file.tokens), len(lags), threads) for _ in range(_UNITERS)]
-    written: deque[Future[None]] = deque()
-    with (
-        path.open("wb", buffering=0) as file,
-        ThreadPoolExecutor(threads) as pool,
-        ThreadPoolExecutor(1) as writer,
-    ):
-
-        def write(parts: list[NDArray[np.uint64]]) -> None:
-            for pairs in parts:
-                file.write(pairs.data)
-
-        for index, begin in enumerate(range(0, what.file.tokens, most)):
-            if len(written) == _UNITERS:
-                written.popleft().result()
+    uniter = _Uniter(min(most, what.file.tokens), len(lags), threads)
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
+        for begin in range(0, what.file.tokens, most):
             end = min(begin + most, what.file.tokens)
-            parts = list(uniters[index % _UNITERS].united(reader, _steps(begin, end), pool))
-            written.append(writer.submit(write, parts))
+            for pairs in uniter.united(reader, _steps(begin, end), pool):
+                file.write(pairs.data)
             progress.advance(end - begin)
-        for each in written:
-            each.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
