@@ -242,7 +242,8 @@ def _filled(
     assert vectors is not None
     stack.enter_context(build_lock(scratch_folder(request.out), request.out))
     start = ENGINES.load(fill.engine)
-    engine = stack.enter_context(start(fill.ray_address, request.threads or 1, progress))
+    threads = request.threads or (1 if fill.engine != "local" else processors())
+    engine = stack.enter_context(start(fill.ray_address, threads, progress))
     if not partial_folder(request.out).exists():
         check_space(request.out, found.spec)
     file = write_tokens(

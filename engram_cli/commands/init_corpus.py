@@ -15,7 +15,7 @@ from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import PARTITION_BYTES, Plan, plan_partitions
 from engram_cli.corpus.sources import Sources
 from engram_cli.corpus.stamps import check_companions, stamps_of
-from engram_cli.engines import filling
+from engram_cli.engines import corpus_tokens
 from engram_cli.engines.base import Engine, Reading, request_fingerprint
 from engram_cli.engines.filling import TASK_BYTES
 from engram_cli.engines.local import LocalEngine
@@ -23,7 +23,7 @@ from engram_cli.errors import CorpusError, InputError, MismatchError, Undecodabl
 from engram_cli.formats.embeddings import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
-from engram_cli.sizes import available_memory
+from engram_cli.sizes import available_memory, processors
 from engram_cli.table.inits.corpus.embeddings import (
     Embeddings,
     MatrixEmbeddings,
@@ -188,10 +188,10 @@ def encode_corpus(
     reading = Reading(
         layout=layout, options=request.corpus, tokenizer=tokenizer, encoder=request.encoder
     )
-    engine = engine or LocalEngine(1)
+    engine = engine or LocalEngine(processors())
     stamps = stamps_of(sources.files, request.corpus)
     request_digest = request_fingerprint(sources.files, request.corpus, decisive, stamps)
-    writer = TokenWriter(folder, request_digest)
+    writer = TokenWriter(folder, request_digest, engine.threads)
     if writer.finished is None:
         try:
             _write(engine, reading, plan, writer, progress)
@@ -228,7 +228,7 @@ def _write(
     if writer.size:
         progress.advance(writer.size)
     try:
-        filling.write_tokens(engine, reading, plan, writer, progress, insisted=insisted)
+        corpus_tokens.write_tokens(engine, reading, plan, writer, progress, insisted=insisted)
     except UndecodableError:
         if writer.tokens and writer.resumable:
             progress.note(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,10 +35,11 @@ from engram_cli.corpus.base import (
 )
 from engram_cli.corpus.encode import Encoder
 from engram_cli.corpus.readers import READERS
-from engram_cli.errors import CorpusError
+from engram_cli.errors import CorpusError, EngramError
 from engram_cli.sizes import processors
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _POLL = 0.1  # seconds: how late a thread may see that it is no longer wanted
 # A batch of texts grows from the first to the second number of characters: something is to be seen
@@ -130,6 +133,29 @@ def prefetch(
         thread.join(patience)
 
 
+def in_threads(
+    items: Iterable[T], function: Callable[[T], R], threads: int
+) -> Generator[R, None, None]:
+    """Yield `function` of each item, in order; so many are computed at a time.
+
+    An error of `items` is raised after the results of all items before it.
+    """
+    failed: EngramError | None = None
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="engram-ahead") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= threads:
+                    yield waiting.popleft().result()
+        except EngramError as error:
+            failed = error
+        while waiting:
+            yield waiting.popleft().result()
+    if failed is not None:
+        raise failed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
     """Documents of a partition; `files`: (index, key) of the first document of each file."""
@@ -167,6 +193,7 @@ class TokenStream:
         self._begins = begins
         self._options = options
         self._encoder = encoder
+        self._together = 1 if encoder is None else encoder.together  # batches encoded at a time
         self._open = read_position.open  # a document has begun of which no token was seen
         self._before = read_position.before  # the tokens of the current document before the batch
 
@@ -176,10 +203,13 @@ class TokenStream:
         Close the generator to stop the threads.
         """
         cancel = threading.Event()
-        batches = prefetch(self._batches(), depth=2, cancel=cancel, patience=_READER_PATIENCE)
-        encoded = prefetch(
-            self._encode(batches), depth=1, cancel=cancel, patience=_PATIENCE, last=True
+        ids = self._encoder is None
+        batches = prefetch(
+            self._batches(), depth=2, cancel=cancel, patience=_READER_PATIENCE, last=ids
         )
+        encoded = self._encode(batches)
+        if not ids:  # else there is nothing to encode, and one thread less to wait for
+            encoded = prefetch(encoded, depth=1, cancel=cancel, patience=_PATIENCE, last=True)
         with closing(encoded):
             for item in encoded:
                 if isinstance(item, TokenBlock):
@@ -189,7 +219,7 @@ class TokenStream:
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Texts gathered into batches, token blocks as they come, in the order of the files."""
-        held = _Held()
+        held, full = _Held(), max(_FULL_BATCH // self._together, 1)
         enough, at = _FIRST_BATCH, self._read_position
         for index, file in enumerate(self._files[at.file :], at.file):
             if index > at.file:
@@ -215,7 +245,7 @@ class TokenStream:
                 at = replace(at, items=at.items + 1, blank=at.blank and not item.text)
                 if held.characters >= enough or len(held.documents) >= _BATCH_TEXTS:
                     yield held.batch(self._counted(at))
-                    enough = min(2 * enough, _FULL_BATCH)
+                    enough = min(2 * enough, full)
             self.empty_files += at.blank
         if held.documents:
             yield held.batch(self._counted(ReadPosition(file=len(self._files))))
@@ -233,16 +263,20 @@ class TokenStream:
 
     def _encode(self, batches: Generator[Batch, None, None]) -> Generator[Encoded, None, None]:
         with closing(batches):
-            for batch in batches:
-                if isinstance(batch, TokenBlock):
-                    yield batch
-                elif self._encoder is None:
-                    raise CorpusError(
-                        f"{batch.documents[0].file} holds text, but no tokenizer was given",
-                        "give a tokenizer.json with --tokenizer",
-                    )
-                else:
-                    yield batch, self._encoder.encode([each.text for each in batch.documents])
+            if self._together == 1:
+                yield from map(self._encode_batch, batches)
+            else:
+                yield from in_threads(batches, self._encode_batch, self._together)
+
+    def _encode_batch(self, batch: Batch) -> Encoded:
+        if isinstance(batch, TokenBlock):
+            return batch
+        if self._encoder is None:
+            raise CorpusError(
+                f"{batch.documents[0].file} holds text, but no tokenizer was given",
+                "give a tokenizer.json with --tokenizer",
+            )
+        return batch, self._encoder.encode([each.text for each in batch.documents])
 
     def _assemble(self, batch: Texts, encoded: Any) -> Iterator[TokenBlock]:
         assert self._encoder is not None

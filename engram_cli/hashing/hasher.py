@@ -253,6 +253,13 @@ def hash_tokens(
     return rows.reshape(*array.shape, layout.columns)
 
 
+def first_unknown(layout: HashLayout, ids: NDArray[np.integer]) -> int:
+    """Return the position of the first id [T] that no token has, -1 if there is none."""
+    flat = _flat_ids(ids)
+    kernels = kernels_for(len(flat))
+    return int(kernels.compress(flat, _lookup_of(layout), np.empty(len(flat), dtype=np.int32)))
+
+
 def _parts(count: int, threads: int) -> list[tuple[int, int]]:
     step = max(-(-count // max(threads, 1)), TILE)
     return [(begin, min(begin + step, count)) for begin in range(0, count, step)]

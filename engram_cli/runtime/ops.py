@@ -68,12 +68,15 @@ def look_up(
     # No kernel has the fold "powers".
     if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return lookup_reference.look_up(tensors, ids, tables, look_back, dtype)
+    from engram_cli.runtime import torch_ops
+
+    found = torch_ops.again(torch_ops.look_up, ids, tensors, look_back, tables, dtype)
+    if found is not None:
+        return found
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
     if not _decoded_by_kernels(tables):
         return lookup_reference.vectors(tables, find_rows(tensors, ids, look_back), wanted)
-    from engram_cli.runtime import torch_ops
-
     return torch_ops.call(torch_ops.look_up, ids, tensors, look_back, tables, wanted)
 
 
@@ -107,6 +110,11 @@ def look_up_step(
     history = look_back.history
     if history is None or tensors.summed or not has_kernels(ids.device):
         return lookup_reference.look_up_step(tensors, ids, tables, look_back, dtype)
+    from engram_cli.runtime import torch_ops
+
+    found = torch_ops.again(torch_ops.look_up_step, ids, tensors, look_back, tables, dtype)
+    if found is not None:
+        return found
     longest = ids.numel() if look_back.bounds is not None else ids.shape[1]
     if not _decoded_by_kernels(tables) or longest > history.shape[1] - (tensors.max_order - 1):
         with torch.no_grad():
@@ -116,8 +124,6 @@ def look_up_step(
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
     assert look_back.positions is not None
-    from engram_cli.runtime import torch_ops
-
     return torch_ops.call(torch_ops.look_up_step, ids, tensors, look_back, tables, wanted)
 
 
@@ -126,9 +132,12 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
     _debug(tensors, ids)
     if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return lookup_reference.find_rows(tensors, ids, look_back)
-    look_back.check(ids, tensors.max_order)
     from engram_cli.runtime import torch_ops
 
+    found = torch_ops.again(torch_ops.find_rows, ids, tensors, look_back)
+    if found is not None:
+        return found
+    look_back.check(ids, tensors.max_order)
     return torch_ops.call(torch_ops.find_rows, ids, tensors, look_back)
 
 

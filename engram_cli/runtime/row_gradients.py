@@ -66,18 +66,11 @@ def dense_gradient(
 def sparse_tensor(
     rows: Tensor, values: Tensor, shape: torch.Size, *, is_coalesced: bool = False
 ) -> Tensor:
-    """Return a sparse tensor of `values` [n, dim] at `rows` int64[n], which are not checked."""
-    # torch.sparse_coo_tensor warns about unchecked rows even with check_invariants=False.
-    found: Tensor = torch.ops.aten._sparse_coo_tensor_with_dims_and_tensors(
-        1,
-        1,
-        shape,
-        rows[None],
-        values,
-        dtype=values.dtype,
-        layout=torch.sparse_coo,
-        device=values.device,
-        is_coalesced=is_coalesced,
+    """Return a sparse tensor of `values` [n, dim] at n `rows` int64, which are not checked."""
+    # torch.sparse_coo_tensor warns about unchecked rows even with check_invariants=False. Called
+    # by its overload, the operator takes 3 us of a host, not 5.
+    found: Tensor = torch.ops.aten._sparse_coo_tensor_unsafe.default(
+        rows.reshape(1, -1), values, shape, is_coalesced=is_coalesced
     )
     return found
 

@@ -42,10 +42,20 @@ class _RowOptimiser(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is not None:
+                gradient = weight.grad
+                if gradient is not None:
                     self._check_state(weight)
-                    self._update(weight, weight.grad, self.state[weight], group)
+                    self._update(weight, gradient, self.state[weight], group)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Do what torch's optimisers do, whose label for profilers takes 25 us of a GPU's host."""
+        if not set_to_none:
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what torch does, without the state of distributed rows, which it names."""

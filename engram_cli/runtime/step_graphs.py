@@ -68,25 +68,28 @@ class StepGraphs:
 
         The first of `tensors` says on which CUDA device. Nothing else may capture a graph now.
         """
-        if not is_plain_call(*tensors) or not self._worth:
-            step()
-            return
-        device = tensors[0].device
-        key = (constants, *(_place(tensor) for tensor in tensors))
-        if key not in self._known:
-            self._known[key] = None
-            if len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-            step()
-            return
-        self._known.move_to_end(key)
-        with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
-            replay = self._known[key] or self._captured(key, step, device)
-            if replay is None:
-                step()
+        if is_plain_call(*tensors):
+            key = (constants, *map(_place, tensors))
+            replay = self._known.get(key) or self._new(key, step, tensors[0])
+            if replay is not None:
+                self._known.move_to_end(key)
+                with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
+                    replay()
+                self.replayed += 1
                 return
-            replay()
-        self.replayed += 1
+        step()
+
+    def _new(self, key: Hashable, step: Step, weight: Tensor) -> Step | None:
+        """Return the replay of a step that comes for the second time, None elsewhere."""
+        if not self._worth:
+            return None
+        if key in self._known:
+            with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
+                return self._captured(key, step, weight.device)
+        self._known[key] = None
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return None
 
     def _captured(self, key: Hashable, step: Step, device: torch.device) -> Step | None:
         """Return the replay of a step, None where this machine captures none."""

@@ -7,7 +7,7 @@ only. `call` runs them, and skips torch's dispatcher where only autograd needs t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engram_cli.runtime import torch_ops_rows
 from engram_cli.runtime.graph_capture import is_plain_call
-from engram_cli.runtime.lookup_reference import LookBack
+from engram_cli.runtime.lookup_reference import NO_LIMITS, LookBack
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.sharding import registry
 from engram_cli.runtime.tables import Table
@@ -173,9 +173,11 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 def _table_gradients(ctx: Any, rows: Tensor, gradient: Tensor) -> list[Tensor | None]:
+    one = len(ctx.tables) == 1
+    parts = ((rows, gradient),) if one else zip(rows.unbind(), gradient.unbind(), strict=True)
     return [
         torch_ops_rows.gradient(own, of, shape, dtype, ctx.gradients) if wanted else None
-        for (shape, dtype, wanted), of, own in zip(ctx.tables, rows, gradient, strict=True)
+        for (shape, dtype, wanted), (of, own) in zip(ctx.tables, parts, strict=True)
     ]
 
 
@@ -185,30 +187,65 @@ look_up.register_autograd(_backward, setup_context=_setup)
 class _LookUp(torch.autograd.Function):
     """`look_up` as an autograd function, without torch's dispatcher.
 
-    The kernel writes the row numbers, too: 8 bytes a row, for a launch less in the backward pass.
+    `run` writes the row numbers int64 [L, ..., C], too: 8 bytes a row, for a launch less in the
+    backward pass.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        ids: Tensor,
-        tensors: HashTensors,
-        back: LookBack,
-        tables: Sequence[Table],
-        dtype: torch.dtype,
+        run: Callable[[Tensor], Tensor],
+        shape: tuple[int, ...],
+        gradients: str,
         *values: Tensor,
     ) -> Tensor:
-        layers, columns = tensors.columns.shape[:2]
-        rows = torch.empty((layers, *ids.shape, columns), dtype=torch.int64, device=ids.device)
-        ctx.gradients = tables[0].gradients
+        rows = torch.empty(shape, dtype=torch.int64, device=values[0].device)
+        ctx.gradients = gradients
         ctx.tables = [(t.shape, t.dtype, t.requires_grad) for t in values]
         ctx.save_for_backward(rows)
-        return _run(look_up, ids, tensors, back, tables, dtype, rows)
+        return run(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         (rows,) = ctx.saved_tensors
-        return (None, None, None, None, None, *_table_gradients(ctx, rows, gradient))
+        return (None, None, None, *_table_gradients(ctx, rows, gradient))
+
+
+def again(
+    operator: Any,
+    ids: Tensor,
+    tensors: HashTensors,
+    back: LookBack,
+    tables: Sequence[Table] = (),
+    dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """Return what `call` does where it launched such a call before, None elsewhere.
+
+    Nothing is checked or chosen again: the key of the launch has all that this depends on.
+    """
+    values = [table.values for table in tables]
+    if not is_plain_call(ids, *values):
+        return None
+    from engram_cli.runtime.kernels import lookup_launcher
+
+    wanted = dtype or (tables[0].default_dtype if tables else torch.int64)
+    learns = _learns(operator, values)
+    launch = lookup_launcher.LOOK_UPS.find(
+        _key(operator, ids, tensors, back, tables, wanted, learns)
+    )
+    if launch is None:
+        return None
+    layers, columns = tensors.columns.shape[:2]
+    shape = (layers, *ids.shape, columns * values[0].shape[1] if tables else columns)
+    given = tuple(values) if tables else (ids,) * layers
+    scales = tuple([table.scales for table in tables if table.scales is not None]) or given
+
+    def run(rows: Tensor | None) -> Tensor:
+        out = torch.empty(shape, dtype=wanted, device=ids.device)
+        launch(*lookup_launcher.arguments(tensors, ids, out, given, scales, back, rows))
+        return out
+
+    return _differentiable(run, (*shape[:-1], columns), tables, values) if learns else run(None)
 
 
 def call(
@@ -221,22 +258,67 @@ def call(
 ) -> Tensor:
     """Run `operator`: `look_up`, `look_up_step`, or `find_rows`, which takes no tables."""
     values = [table.values for table in tables]
-    plain = is_plain_call(ids, *values)
-    wants_gradient = (
-        operator is look_up and torch.is_grad_enabled() and any(v.requires_grad for v in values)
-    )
-    found: Tensor
-    if plain and not wants_gradient:
-        return _run(operator, ids, tensors, back, tables, dtype)
-    if plain:
-        found = _LookUp.apply(ids, tensors, back, tables, dtype, *values)  # type: ignore[no-untyped-call]
-        return found
+    if is_plain_call(ids, *values):
+        learns = _learns(operator, values)
+        key = _key(operator, ids, tensors, back, tables, dtype or torch.int64, learns)
+
+        def run(rows: Tensor | None) -> Tensor:
+            return _run(operator, ids, tensors, back, tables, dtype, rows, key)
+
+        shape = (len(tensors.columns), *ids.shape, tensors.columns.shape[1])
+        return _differentiable(run, shape, tables, values) if learns else run(None)
     rest = (*hash_arguments(tensors), *limit_arguments(back))
     if operator is not find_rows:
         rest = (*table_arguments(tables), dtype, *rest)
     if operator is look_up:
         rest = (*rest, tables[0].gradients)
-    found = operator(ids, *rest)
+    found: Tensor = operator(ids, *rest)
+    return found
+
+
+def _learns(operator: Any, values: Sequence[Tensor]) -> bool:
+    """Return whether the rows of a call get a gradient."""
+    return operator is look_up and torch.is_grad_enabled() and any(v.requires_grad for v in values)
+
+
+def _key(
+    operator: Any,
+    ids: Tensor,
+    tensors: HashTensors,
+    back: LookBack,
+    tables: Sequence[Table],
+    dtype: torch.dtype,
+    learns: bool,
+) -> Hashable:
+    """Return all that a call's checks and its launch depend on; the hash by its addresses."""
+    lookup, columns = tensors.lookup, tensors.columns
+    return (
+        *(operator, dtype, learns, *_form(ids)),
+        *(lookup.data_ptr(), lookup.shape, tensors.multipliers.data_ptr()),
+        *(columns.data_ptr(), columns.shape, tensors.orders, tensors.filler, tensors.eos),
+        tensors.salted,
+        *[(t.kind, t.dim, t.gradients, *_form(t.values)) for t in tables],
+        *[_form(t.scales) for t in tables if t.scales is not None],
+        None
+        if back is NO_LIMITS
+        else tuple([x if x is None else _form(x) for x in limit_arguments(back)]),
+    )
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return (
+        *(tensor.device, tensor.data_ptr() % 16),
+        *(tensor.dtype, tensor.shape, tensor.stride()),
+    )
+
+
+def _differentiable(
+    run: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    tables: Sequence[Table],
+    values: Sequence[Tensor],
+) -> Tensor:
+    found: Tensor = _LookUp.apply(run, shape, tables[0].gradients, *values)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -257,7 +339,8 @@ def _run(
     back: LookBack,
     tables: Sequence[Table],
     dtype: torch.dtype | None,
-    rows: Tensor | None = None,
+    rows: Tensor | None,
+    key: Hashable,
 ) -> Tensor:
     """Launch the kernel of `operator` directly, from arguments that are not flattened."""
     from engram_cli.runtime.kernels import lookup_launcher
@@ -266,10 +349,10 @@ def _run(
     sizes = (tensors.orders, tensors.filler, eos, tensors.salted)
     hashed = lookup_launcher.Hash(tensors.lookup, tensors.multipliers, tensors.columns, *sizes)
     if operator is find_rows:
-        return lookup_launcher.find_rows(hashed, ids, back)
+        return lookup_launcher.find_rows(hashed, ids, back, key)
     assert dtype is not None
     values, scales, kind = table_arguments(tables)
     commit = operator is look_up_step
     return lookup_launcher.look_up(
-        hashed, ids, values, scales, back, dtype, kind=kind, commit=commit, rows=rows
+        hashed, ids, values, scales, back, dtype, kind=kind, commit=commit, rows=rows, known=key
     )

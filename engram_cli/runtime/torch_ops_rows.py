@@ -22,7 +22,7 @@ def gradient(
     `how` is one of `tables.GRADIENTS`. A sparse gradient is not coalesced: it holds a row as often
     as it was looked up.
     """
-    values, places = vectors.reshape(-1, shape[1]), rows.reshape(-1)
+    values = vectors.reshape(-1, shape[1])
     if torch.is_grad_enabled() and vectors.requires_grad:
         # create_graph: what follows would have no derivative.
         if how == "sparse":
@@ -31,11 +31,11 @@ def gradient(
                 "attach without sparse_gradients for create_graph=True",
             )
         zeros = torch.zeros(shape, dtype=vectors.dtype, device=vectors.device)
-        return zeros.index_add(0, places, values).to(dtype)
+        return zeros.index_add(0, rows.reshape(-1), values).to(dtype)
     if how == "sparse":
-        return sparse_tensor(places, values.to(dtype), shape)
+        return sparse_tensor(rows, values.to(dtype), shape)
     atomic = how == "atomic" and not torch.are_deterministic_algorithms_enabled()
-    dense: Tensor = dense_row_gradient(values, places, shape[0], dtype, atomic)
+    dense: Tensor = dense_row_gradient(values, rows.reshape(-1), shape[0], dtype, atomic)
     return dense
 
 

@@ -1,8 +1,9 @@
 """Defines collectors, which see the corpus while it is counted.
 
-A collector is shown every chunk in order, by one thread at a time. What it finds may depend
-neither on how the corpus was cut into chunks nor on the number of threads. It leaves a partial.
-Partials of several parts of a corpus merge, and the partial of the whole gives the result.
+A collector is shown every chunk, by one thread at a time, and in order if it asks for that. What it
+finds may depend neither on how the corpus was cut into chunks nor on the number of threads. It
+leaves a partial. Partials of several parts of a corpus merge, and the partial of the whole gives
+the result.
 """
 
 from __future__ import annotations
@@ -65,10 +66,12 @@ class CollectorPartial(Protocol):
 class Collector:
     """Base of all collectors; it ignores what it is shown.
 
-    `name`: of its partial, and the key of its result in stats.json.
+    `name`: of its partial, and the key of its result in stats.json. `ordered`: it must be shown the
+    chunks in order; else one thread at a time shows it some chunk, which several cores do faster.
     """
 
     name = ""
+    ordered = True
 
     @property
     def memory(self) -> int:

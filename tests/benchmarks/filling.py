@@ -97,7 +97,10 @@ def _numpy(layout: HashLayout, file: TokenFile) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fill:
-    """Makes the rows a piece at a time and forgets them; `alone`: with the pairs on the disk."""
+    """Makes the rows a piece at a time and forgets them; `alone`: with the pairs on the disk.
+
+    `chunks`: the parts of the rows that threads take.
+    """
 
     layout: HashLayout
     file: TokenFile
@@ -105,6 +108,7 @@ class _Fill:
     threads: int
     columns: int
     alone: bool = False
+    chunks: int = 10
 
     def __call__(self) -> None:
         self._make(lambda first, rows: None)
@@ -131,7 +135,7 @@ class _Fill:
         if not self.alone:
             for left in self.folder.glob("pairs-*"):
                 left.unlink()
-        chunks = np.linspace(first, first + count, 11).astype(int)
+        chunks = np.linspace(first, first + count, self.chunks + 1).astype(int)
 
         def fill_chunk(begin: int, end: int) -> None:
             out = np.empty((PIECE, DIM), dtype=np.float32)

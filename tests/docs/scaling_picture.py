@@ -16,17 +16,17 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "pictures" / "scaling.svg"
-WIDTH, HEIGHT, LEFT, TOP, PLOT = 560, 390, 60, 64, 270
+WIDTH, HEIGHT, LEFT, TOP, PLOT = 580, 390, 60, 64, 270
 STYLE = """
 text { font: 14px system-ui, sans-serif; fill: #1f2328 }
 .title { font-weight: 600 } .small { font-size: 13px; fill: #59636e }
 .back { fill: #ffffff } .grid { stroke: #d1d9e0 } .ideal { stroke: #8c959f; stroke-dasharray: 4 4 }
 path, .line { fill: none; stroke-width: 2 }
-.a { stroke: #3f63d6 } .b { stroke: #b35900 } .c { stroke: #1a7f37 }
+.a { stroke: #3f63d6 } .b { stroke: #b35900 } .c { stroke: #1a7f37 } .d { stroke: #9333b5 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .small { fill: #9da7b1 }
   .back { fill: #0d1117 } .grid { stroke: #30363d } .ideal { stroke: #6e7681 }
-  .a { stroke: #7d9bff } .b { stroke: #f0883e } .c { stroke: #56d364 }
+  .a { stroke: #7d9bff } .b { stroke: #f0883e } .c { stroke: #56d364 } .d { stroke: #d2a8ff }
 }"""
 
 
@@ -52,7 +52,7 @@ def picture() -> str:
 
     def place(number: float, speed: float) -> tuple[float, float]:
         across, up = math.log2(number) / most, math.log2(max(speed, 0.5)) / top
-        return LEFT + across * (WIDTH - LEFT - 150), TOP + PLOT * (1 - up)
+        return LEFT + across * (WIDTH - LEFT - 170), TOP + PLOT * (1 - up)
 
     parts = [
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="6" class="back"/>',
@@ -73,7 +73,7 @@ def picture() -> str:
     parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="ideal"/>')
     labels = {name: place(*list(found.items())[-1]) for name, found in stages.items()}
     spread = _apart({name: y for name, (_, y) in labels.items()})
-    for kind, (name, found) in zip("abc", stages.items(), strict=True):
+    for kind, (name, found) in zip("abcd", stages.items(), strict=False):
         points = " L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*own) for own in found.items()))
         parts += [
             f'<path d="M{points}" class="{kind}"/>',

@@ -64,6 +64,41 @@ def test_integers_decode_e4m3_as_the_hardware_does() -> None:
     assert same_bits(*both)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["float32", "fp8 + e8m0"])
+def test_look_ups_that_come_again(kind: str, form: str) -> None:
+    hashed = the_hash("deepseek-v4.1", CUDA)
+    ids, back = FORMS[form](CUDA)
+    for turn in range(3):
+        tables = [a_table(kind, height, 64, CUDA) for height in hashed.heights]
+        other = (ids + turn) % 20
+        found = ops.look_up(hashed, other, tables, back)
+        assert same_bits(found, lookup_reference.look_up(hashed, other, tables, back))
+        expected = lookup_reference.find_rows(hashed, other, back)
+        assert torch.equal(ops.find_rows(hashed, other, back), expected)
+
+
+@pytest.mark.parametrize("gradients", ["dense", "sparse"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_gradients_of_look_ups_that_come_again(layers: int, gradients: str) -> None:
+    layout = hash_layout(
+        "engram-v1", bare_vocab(1000, 900), rows_per_head=500, layers=(1, 2)[:layers], pad_id=5
+    )
+    hashed = hash_tensors(layout, (1, 2)[:layers], device=CUDA)
+    for turn in range(3):
+        ids, found = torch.arange(turn, turn + 40, device=CUDA)[None], []
+        for call in (ops.look_up, lookup_reference.look_up):
+            tables = [
+                Table(values=torch.ones(h, 16, device=CUDA).requires_grad_(), gradients=gradients)
+                for h in hashed.heights
+            ]
+            out = call(hashed, ids, tables)
+            out.backward(torch.linspace(-1, 1, out.numel(), device=CUDA).view(out.shape))
+            found.append([table.values.grad.to_dense() for table in tables])  # type: ignore[union-attr]
+        for mine, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_a_graph_replays_on_new_ids_and_histories() -> None:
     hashed = the_hash("deepseek-v4.1", CUDA)
     tables = [a_table("fp8 + e8m0", height, 64, CUDA) for height in hashed.heights]

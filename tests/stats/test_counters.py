@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stats.truth import blocks_of, count, layout_of, rows_of, zipf_documents
 
-from engram_cli.corpus.base import TokenBlock
-from engram_cli.errors import MismatchError, TokenIdError
+from engram_cli.corpus.base import ReadPosition, TokenBlock
+from engram_cli.errors import CorpusError, MismatchError, TokenIdError
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.jit import kernel, prefetch
 from engram_cli.stats.counting import counters, kernels
-from engram_cli.stats.counting.count import count_blocks
-from engram_cli.stats.counting.counters import ColumnTask, Counter, SamplingTask, ThreadPool
+from engram_cli.stats.counting.count import CorpusCounter, count_blocks
+from engram_cli.stats.counting.counters import Counter, SamplingTask
+from engram_cli.stats.counting.thread_pool import ThreadPool
 from engram_cli.stats.counting.token_chunk import SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import FULL, Counts
 
@@ -60,32 +61,30 @@ def test_blocks_threads_and_steps_change_nothing(
     expected = count(DOCUMENTS, LAYOUT, sample_size=size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counters, "STEP", step)
-        patch.setattr("engram_cli.stats.counting.counters.STEP", step)
         found = count(DOCUMENTS, LAYOUT, sample_size=size, block=block, threads=threads)
     assert same(found, expected)
 
 
 @pytest.mark.parametrize("moduli", [(101,) * 6, (2**21,) * 6])
-def test_every_column_and_sampler_has_one_task(moduli: tuple[int, ...]) -> None:
+def test_every_column_has_one_counter(moduli: tuple[int, ...]) -> None:
     layout = layout_of(moduli=moduli, heads=3, layers=(1, 4))
     counter = Counter(layout, 16)
     columns = [
         (id(layer.hits), column)
-        for task in counter.tasks
-        if isinstance(task, ColumnTask)
-        for layer in task.buffer.layers
+        for each in counter.counters
+        for layer in each.layers
         for column in layer.indices
     ]
     assert len(columns) == len(set(columns)) == 12
-    assert not [task for task in counter.tasks if isinstance(task, SamplingTask)]
+    assert counter.ordered == counter.unordered == ()
 
 
 def test_ngrams_without_a_key_are_sampled_at_every_position() -> None:
     layout = layout_of(moduli=(101,) * 3, heads=1, orders=(2, 4, 5))
     counter = Counter(layout, 16)
-    samplers = [task.sampler for task in counter.tasks if isinstance(task, SamplingTask)]
+    samplers = [task.sampler for task in counter.unordered if isinstance(task, SamplingTask)]
     assert samplers == [counter.samplers[2]]
-    assert samplers[0].order == 5
+    assert counter.samplers[2].order == 5
 
 
 def test_joined_documents_are_one_sequence() -> None:
@@ -177,6 +176,56 @@ def test_a_bad_id_is_placed(bad: int, message: str) -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_of_several_faults_the_first_is_reported(unreadable: bool) -> None:
+    """However long its thread takes, and whatever is found behind it meanwhile."""
+
+    def blocks() -> Generator[TokenBlock, None, None]:
+        for number in range(12):
+            ids = np.arange(2000, dtype=np.int64) % 50
+            ids[-1] = 50 if number >= 3 else 0
+            if number == 3:
+                ids[5] = 51
+            yield TokenBlock(
+                ids=ids,
+                starts=np.zeros(len(ids), dtype=bool),
+                size=1,
+                locate=lambda index, number=number: f"block {number}, position {index}",  # type: ignore[misc]
+            )
+            if unreadable and number == 6:
+                raise CorpusError("the rest cannot be read", "copy it again")
+
+    for _ in range(5):
+        with pytest.raises(TokenIdError, match=r"^block 3, position 5 "):
+            count_blocks(blocks(), LAYOUT, threads=4)
+
+
+def test_a_bad_id_is_not_passed_by_in_a_checkpoint() -> None:
+    """A block whose last tokens are bad must be found before the state is saved."""
+    counter = CorpusCounter(LAYOUT, threads=2)
+    block = TokenBlock(
+        ids=np.array([1, 2, 3, 50]),
+        starts=np.zeros(4, dtype=bool),
+        size=1,
+        locate=str,
+        read_position=ReadPosition(items=1),
+    )
+    saved = []
+
+    class Checkpointer:
+        def due(self) -> bool:
+            return True
+
+        def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
+            saved.append(read_position)
+
+        save_last = save
+
+    with pytest.raises(TokenIdError, match="token id 50"):
+        counter.count((each for each in [block]), checkpointer=Checkpointer())
+    assert not saved
+
+
 def test_an_interrupt_stops_the_threads() -> None:
     def blocks() -> Generator[TokenBlock, None, None]:
         yield from blocks_of(DOCUMENTS, 100)
@@ -189,10 +238,10 @@ def test_an_interrupt_stops_the_threads() -> None:
 
 
 def test_a_thread_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: object, chunk: object, scratch: object) -> None:
+    def broken(self: object, chunk: object, lane: object) -> None:
         raise RuntimeError("a counter broke")
 
-    monkeypatch.setattr(counters.ColumnTask, "push", broken)
+    monkeypatch.setattr(Counter, "count", broken)
     with pytest.raises(RuntimeError, match="a counter broke"):
         push_forever(ThreadPool(Counter(LAYOUT, 16), 2))
 
@@ -209,7 +258,7 @@ def push_forever(pool: ThreadPool) -> None:
     )
     with pool:
         while True:
-            pool.push(chunk)
+            pool.push(lambda hasher: chunk)
 
 
 def _fields(counts: Counts) -> dict[str, object]:

@@ -13,19 +13,21 @@ from stats.truth import layout_of
 
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.counting import SLOT_BITS, TILE, key_kernels, ngram_buffer
 from engram_cli.stats.counting import hit_kernels as kernels
-from engram_cli.stats.counting import key_kernels, ngram_buffer
+from engram_cli.stats.counting.jobs import JobQueue
 from engram_cli.stats.counting.ngram_buffer import (
     Columns,
     key_bits,
-    make_buffers,
+    make_counters,
     part_bits,
     parts_of,
     scratch_items,
 )
+from engram_cli.stats.counting.ngram_buffer import NgramCounter as Keyed
 from engram_cli.stats.sampling.distinct import NgramSample, Sampler
 
-ITEMS = 140_000
+ITEMS, TOGETHER = 2100, 3  # of a list, just above a tile; lists counted together
 FULL = 2**32 - 1
 KINDS = {
     "near": layout_of(moduli=(10007, 10009, 10037, 10039), heads=2),
@@ -80,26 +82,30 @@ def both(
     bits = key_bits(layout, size)
     sampler, plain_sampler = (Sampler(size, layout.filler_id, 64) for _ in range(2))
     fast, plain = columns_of(layout, order, first), columns_of(layout, order, first)
-    buffers, plainly = make_buffers(fast, bits, ITEMS, sampler), Plain(plain)
-    needed = max(scratch_items(m, ITEMS) for entry in layout.layers for m in entry.moduli)
-    scratch = np.empty(needed, dtype=np.uint32)
-    for window in windows:
+    counters, plainly = make_counters(fast, bits, TOGETHER, sampler, ITEMS), Plain(plain)
+    needed = max(
+        scratch_items(m, TOGETHER * ITEMS) for entry in layout.layers for m in entry.moduli
+    )
+    scratch, queue = np.empty(max(needed, 3 * ITEMS), dtype=np.uint32), JobQueue()
+    tables = {each: [each.table(), each.table()] for each in counters if isinstance(each, Keyed)}
+    for index, window in enumerate(windows):
         plainly.push(window)
         hashes = np.empty(len(window), dtype=np.uint64)
         plain_sampler.hash(window, hashes)
         plain_sampler.push_hashes(hashes, window)
-        for buffer in buffers:
-            if buffer.room < len(window):
-                for job in buffer.jobs():
-                    job(scratch)
-            buffer.push(window)
-    for buffer in buffers:
-        if buffer.room < 1 << kernels.SLOT_BITS:
-            for job in buffer.jobs():
-                job(scratch)
-        for job in buffer.last_jobs():
-            job(scratch)
-        assert list(buffer.last_jobs()) == []
+        for counter in counters:
+            if isinstance(counter, Keyed):  # as two threads would, in turn
+                tables[counter][index % 2].push(window, scratch, queue)
+            else:
+                counter.push(window)
+        queue.run_all(scratch)
+    for counter, own in tables.items():
+        for table in own:
+            table.empty(scratch, queue)
+        queue.run_all(scratch)
+        while left := counter.jobs():
+            queue.add(lambda jobs=left: jobs)  # type: ignore[misc]
+            queue.run_all(scratch)
     if bits:
         assert same_samples(sampler.sample(), plain_sampler.sample())
     hits = [np.concatenate([each.hits for each in layers]) for layers in (fast, plain)]
@@ -172,9 +178,11 @@ def test_a_part_that_fills_up_is_counted_at_once() -> None:
     times = np.ones(len(mixes), dtype=np.uint8)
     hits = np.zeros(modulus, dtype=np.uint32)
     parts = parts_of(modulus)
-    items = np.empty((parts, 2 * kernels.TILE), dtype=np.uint32)
-    ends = np.empty(parts, np.int64)
-    kernels.count_far(mixes, times, modulus, 0, True, part_bits(modulus), items, ends, hits)
+    items = np.empty((parts, 2 * TILE), dtype=np.uint32)
+    ends, bits = np.arange(parts) * items.shape[1], part_bits(modulus)
+    kernels.deal_out(mixes, times, modulus, 0, True, bits, items, ends, hits)
+    assert 0 < int(hits.sum()) < len(mixes)
+    kernels.count_parts(bits, items, ends, hits)
     assert (int(hits[3]), int(hits.sum())) == (len(mixes), len(mixes))
 
 
@@ -209,10 +217,12 @@ def test_tokens_come_back_from_keys(data: st.DataObject, order: int, bits: int) 
     count = len(tokens) - order + 1
     x, seen = np.array(tokens, dtype=np.int32), np.full(count, order, dtype=np.uint8)
     multipliers = 2 * np.arange(order, dtype=np.int64) + 3
-    slots = np.zeros(1 << kernels.SLOT_BITS, dtype=np.uint64)
-    words, places = np.zeros(count + 1, dtype=np.uint64), np.zeros(count + 1, dtype=np.uint16)
-    used = kernels.combine(x, seen, 0, multipliers, bits, slots, 0, words, places)
-    used = kernels.empty_slots(slots, used, words, places)
+    slots = np.zeros(1 << SLOT_BITS, dtype=np.uint64)
+    words, places = np.zeros(2100, dtype=np.uint64), np.zeros(2100, dtype=np.uint16)
+    listed = np.zeros(1, dtype=np.int64)
+    assert kernels.combine(x, seen, 0, 0, multipliers, bits, slots, words, places, listed) == count
+    assert kernels.empty_slots(slots, 0, words, places, listed) == len(slots)
+    used = int(listed[0])
     mixes, times = np.empty(used, dtype=np.uint64), np.empty(used, dtype=np.uint8)
     key_kernels.key_mixes(words[:used], places[:used], multipliers, bits, mixes, times)
     expected = np.zeros(count, dtype=np.int64)
@@ -228,5 +238,5 @@ def test_parts_of_columns() -> None:
     assert parts_of(2**31) == 256
     assert part_bits(2**31) <= kernels.ROW_BITS
     for rows in (2**20 + 1, 16_000_057, 2**28):
-        for items in (ITEMS, 2**22):
-            assert scratch_items(rows, items) // parts_of(rows) > kernels.TILE
+        for items in (TOGETHER * ITEMS, 2**22):
+            assert scratch_items(rows, items) // parts_of(rows) > TILE

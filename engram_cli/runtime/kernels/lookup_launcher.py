@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache, lru_cache
 from math import gcd
 from typing import Any, NamedTuple
@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime.kernels.lookup import lookup_kernel
-from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import Repeated, parts_of, power_of_two
 from engram_cli.runtime.lookup_reference import LookBack
+from engram_cli.runtime.reference import HashTensors
+
+LOOK_UPS = Repeated(lookup_kernel)
+_LOCAL = (None,) * 6 + (0,)
 
 
 class Hash(NamedTuple):
@@ -89,12 +93,13 @@ def look_up(
     bits: bool | None = None,
     shards: Shards | None = None,
     rows: Tensor | None = None,
+    known: Hashable = None,
 ) -> Tensor:
     """Return [L, *ids.shape, C x dim] in `dtype`, of tables [rows, dim] of one kind.
 
     `plan` and `bits` (decode e4m3 by integer operations) are chosen when None. With `shards`,
     tables and scales are those that this GPU holds. The row numbers are written to `rows` int64
-    [L, *ids.shape, C], if given.
+    [L, *ids.shape, C], if given. `known`: the key of this launch in `LOOK_UPS`.
     """
     layers, columns = hashed.columns.shape[:2]
     first = tables[0]
@@ -132,20 +137,40 @@ def look_up(
             "SCALE_ITEM": scales[0].element_size(),
             "ALIGNED": gcd(16, row_bytes, *shards.addresses[: layers * shards.world]),
         }
-    _launch(hashed, ids, out, tables, scales, back, commit, plan, constants, shards, rows)
+    _launch(hashed, ids, out, tables, scales, back, commit, plan, constants, shards, rows, known)
     return out
 
 
-def find_rows(hashed: Hash, ids: Tensor, back: LookBack) -> Tensor:
-    """Return the row numbers alone, int64[L, *ids.shape, C]."""
+def find_rows(hashed: Hash, ids: Tensor, back: LookBack, known: Hashable = None) -> Tensor:
+    """Return the row numbers alone, int64[L, *ids.shape, C]; `known` as in `look_up`."""
     layers, columns = hashed.columns.shape[:2]
     out = torch.empty((layers, *ids.shape, columns), dtype=torch.int64, device=ids.device)
-    constants = {"DIM": 1, "TABLE_STRIDE": 1, "SCALE_STRIDE": 1, "KIND": "rows", "BITS": False}
-    constants |= {"VECTOR": 1, "BLOCK_D": 1, "CHUNKS": 1}
     nothing = (ids,) * layers
     plan = choose_plan(out.numel(), columns, 32)
-    _launch(hashed, ids, out, nothing, nothing, back, False, plan, constants)
+    constants = {"DIM": 1, "TABLE_STRIDE": 1, "SCALE_STRIDE": 1, "KIND": "rows", "BITS": False}
+    constants |= {"VECTOR": 1, "BLOCK_D": 1, "CHUNKS": 1}
+    _launch(hashed, ids, out, nothing, nothing, back, False, plan, constants, known=known)
     return out
+
+
+def arguments(
+    hashed: Hash | HashTensors,
+    ids: Tensor,
+    out: Tensor,
+    tables: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    back: LookBack,
+    rows: Tensor | None,
+    placed: tuple[Any, ...] = _LOCAL,
+) -> tuple[Any, ...]:
+    """Return the first arguments of the kernel, to `found_rows`."""
+    limits = (back.dead, back.ages, back.bounds, back.history, back.slots, back.positions)
+    return (
+        *(out, ids, hashed.lookup, hashed.multipliers, hashed.columns),
+        *(tuple(tables), tuple(scales), *placed),
+        *(None if limit is None else limit.contiguous() for limit in limits),
+        rows,
+    )
 
 
 def _launch(
@@ -160,19 +185,16 @@ def _launch(
     constants: dict[str, Any],
     shards: Shards | None = None,
     rows: Tensor | None = None,
+    known: Hashable = None,
 ) -> None:
     count, bounds = ids.numel(), back.bounds
     layers, columns = hashed.columns.shape[:2]
     sequences = len(ids) if bounds is None else len(bounds) - 1
-    limits = (back.dead, back.ages, bounds, back.history, back.slots, back.positions)
-    launch(
-        lookup_kernel,
+    placed = _LOCAL if shards is None else _placed(shards)
+    LOOK_UPS.launch(
+        known,
         (parts_of(columns, plan.columns) * parts_of(count, plan.tokens), layers),
-        *(out, ids, hashed.lookup, hashed.multipliers, hashed.columns),
-        *(tuple(tables), tuple(scales)),
-        *(_LOCAL if shards is None else _placed(shards)),
-        *(None if limit is None else limit.contiguous() for limit in limits),
-        rows,
+        arguments(hashed, ids, out, tables, scales, back, rows, placed),
         *(count, ids.shape[1] if bounds is None else 0, sequences, sequences.bit_length()),
         *(ids.stride(0) if bounds is None else 0, ids.stride(-1), len(hashed.lookup)),
         *(hashed.filler, hashed.eos if hashed.eos >= 0 else None),
@@ -191,7 +213,6 @@ def _launch(
     )
 
 
-_LOCAL = (None,) * 6 + (0,)
 _UNSHARDED = {"SHARDS": 0, "SCALES_HERE": True, "ITEM": 1, "SCALE_ITEM": 1, "ALIGNED": 1}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from engram_cli.runtime.kernels.lookup import columns_of, deliver, groups_of
 from engram_cli.runtime.kernels.lookup_launcher import converts_fp8, values_a_thread
 from engram_cli.runtime.kernels.places import find_hot, owner_address, rank_of
-from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import Repeated, launch, parts_of, power_of_two, seen
 from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.records import TierBuffers, key_dtype
 
@@ -184,6 +184,9 @@ def slots_kernel(
     tl.atomic_add(counted + 1 + lane * 0, count - lane, mask=fresh & is_hot, sem="relaxed")
 
 
+_READS = Repeated(read_kernel)
+
+
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
     """Return the keys of rows (`records.cold_keys`)."""
     if hot is None:
@@ -264,23 +267,35 @@ def _launch(
     peers = None if hot is None else tier_buffers.peers
     addresses = () if peers is None else peers.addresses
     has_scales = kind in ("grouped", "per-row")
+    rest = (
+        tier_buffers.form.layer_scale,
+        *((None, None) if hot_set is None else (hot_set.words, hot_set.ranks)),
+        *((None, None, 0) if peers is None else (addresses, peers.here, peers.rank)),
+        tier_buffers.counted[1],
+    )
+    given = (out, rows, slots, cold, cold, hot, hot, *rest)
+    begin = tier_buffers.form.scale_begin
+    known = (kind, items, scale_items, bits, each, begin, out.device, *map(seen, given))
+    if again := _READS.find(known):
+        again(*given)
+        return
     block = min(power_of_two(dim), 1024)
     if each is None:
         each = 8 if slots is None else values_a_thread(count * block)
     lanes = power_of_two(max(1, 32 * each // block))
-    launch(
-        read_kernel,
+    _READS.launch(
+        known,
         (parts_of(count, lanes),),
-        *(out, rows, slots, cold.view(items), cold.view(scale_items)),
-        *(None if hot is None else hot.view(of) for of in (items, scale_items)),
-        tier_buffers.form.layer_scale,
-        *((None, None) if hot_set is None else (hot_set.words, hot_set.ranks)),
-        *((None, None, 0) if peers is None else (addresses, peers.here, peers.rank)),
-        *(tier_buffers.counted[1], count),
+        (
+            *(out, rows, slots, cold.view(items), cold.view(scale_items)),
+            *(None if hot is None else hot.view(of) for of in (items, scale_items)),
+            *rest,
+        ),
+        count,
         DIM=dim,
         TABLE_STRIDE=cold.shape[1] // items.itemsize,
         SCALE_STRIDE=cold.shape[1] // scale_items.itemsize if has_scales else 0,
-        SCALE_BEGIN=tier_buffers.form.scale_begin // scale_items.itemsize if has_scales else 0,
+        SCALE_BEGIN=begin // scale_items.itemsize if has_scales else 0,
         KIND=kind,
         BITS=bits,
         VECTOR=min(block, max(1, 16 // max(items.itemsize, out.element_size()))),

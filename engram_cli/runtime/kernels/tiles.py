@@ -6,11 +6,14 @@ is None: Triton compiles a kernel for its absence.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+
+_KEPT = 256  # launches of a kernel that are known
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -20,6 +23,58 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     """
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **constants)
+
+
+class Repeated:
+    """Launches of one kernel that come again: Triton looks at all arguments the first time only.
+
+    `kernel[grid](...)` inspects each argument to choose among the versions that it has compiled.
+    What it returns is that version, which is launched as it is the next time.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._known: dict[Hashable, Callable[..., None]] = {}
+
+    def find(self, key: Hashable) -> Callable[..., None] | None:
+        """Return what launches again, of other tensors, as `launch` did under this key."""
+        return self._known.get(key)
+
+    def launch(
+        self,
+        key: Hashable,
+        grid: tuple[int, ...],
+        tensors: tuple[Any, ...],
+        *numbers: Any,
+        **constants: Any,
+    ) -> None:
+        """Launch as `launch` does; `find` has it then, unless `key` is None.
+
+        `key` decides everything but the tensors, and what Triton chooses by of these: their device
+        and dtype, and whether 16 divides their addresses.
+        """
+        with torch.cuda.device_of(tensors[0]):
+            version = self._kernel[grid](*tensors, *numbers, **constants)
+        if key is None or version is None:  # Triton's interpreter has no versions
+            return
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        names = self._kernel.arg_names[len(tensors) + len(numbers) :]
+        rest = (*numbers, *(constants[name] for name in names))
+        run = version[(*grid, 1, 1)[:3]]
+
+        def again(*tensors: Any) -> None:
+            with torch.cuda.device_of(tensors[0]):
+                run(*tensors, *rest)
+
+        self._known[key] = again
+
+
+def seen(given: Any) -> Any:
+    """Return all of an argument but its values and its device, for the key of a `Repeated`."""
+    if isinstance(given, torch.Tensor):
+        return given.dtype, given.shape, given.stride(), given.data_ptr() % 16
+    return tuple(map(seen, given)) if isinstance(given, tuple) else given
 
 
 class Tile(NamedTuple):

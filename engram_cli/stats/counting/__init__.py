@@ -1,4 +1,4 @@
-"""Counts row hits and n-grams of a corpus: `count` has the loop, `counters` tasks and threads."""
+"""Counts row hits and n-grams of a corpus: `count` has the loop, `thread_pool` the threads."""
 
 TILE = 2048  # n-grams that a kernel takes together
 SLOT_BITS = 17  # of the combining table, 1 MB: the lower ones of a slot are the place of its word

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,9 +17,10 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import Trimmer
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.counting.counters import Counter, ThreadPool
+from engram_cli.stats.counting.counters import Counter
 from engram_cli.stats.counting.holdout import Holdout
-from engram_cli.stats.counting.token_chunk import SegmentSplitter, TokenChunk
+from engram_cli.stats.counting.thread_pool import MOST_THREADS, Make, ThreadPool
+from engram_cli.stats.counting.token_chunk import Segments, SegmentSplitter, TokenChunk
 from engram_cli.stats.sampling.distinct import DEFAULT_SAMPLE
 from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar, unsound
 from engram_cli.stats.totals import Counts
@@ -82,7 +84,7 @@ class CorpusCounter:
         """See `count_blocks`."""
         self.size = 0  # of the blocks so far
         self._joined = join_documents
-        self._counter = Counter(layout, sample_size, collectors)
+        self._counter = Counter(layout, sample_size, collectors, min(threads, MOST_THREADS))
         self._threads = threads
         self._feed = _Feed(layout, join_documents, holdout)
 
@@ -107,9 +109,9 @@ class CorpusCounter:
             try:
                 for block in blocks:
                     read_position = None
-                    chunk = self._feed.chunk(block) if len(block.ids) else None
-                    if chunk is not None:
-                        pool.push(chunk)
+                    make = self._feed.chunk(block) if len(block.ids) else None
+                    if make is not None:
+                        pool.push(make)
                     self.size += block.size
                     read_position = block.read_position
                     progress.advance(block.size)
@@ -183,10 +185,11 @@ class _Feed:
         if self._holdout is not None:
             self._holdout.restore(part_of(state, "holdout"))
 
-    def chunk(self, block: TokenBlock) -> TokenChunk | None:
-        """Return the chunk of a block; None when all of it is held out. Raises TokenIdError.
+    def chunk(self, block: TokenBlock) -> Make | None:
+        """Return what makes the chunk of a block; None when all of it is held out.
 
-        A new partition resets all that depends on the order of reading.
+        A new partition resets all that depends on the order of reading. Raises TokenIdError for
+        held-out tokens.
         """
         if block.partition != self._partition:
             self._partition, self._begin = block.partition, self.tokens
@@ -203,18 +206,47 @@ class _Feed:
         starts = cuts if self._join_documents else block.starts
         if cuts is not None and starts is not None:
             starts = starts | cuts
-        chunk = TokenChunk(
-            window=_window(self._hasher, block, starts),
-            ids=block.ids,
-            starts=block.starts,
-            segments=segments,
-            files=block.files,
-            position=self.tokens - self._begin,
-            labels=block.labels,
+        make = partial(
+            _make_chunk, block, starts, segments, self.tokens - self._begin, *self._hasher.memory
         )
+        self._pass_by(block, starts)
         self.tokens += len(block.ids)
         self.documents += int(np.count_nonzero(block.starts))
-        return chunk
+        return make
+
+    def _pass_by(self, block: TokenBlock, starts: NDArray[np.bool_] | None) -> None:
+        """Take what the next block must know of this one: the last N tokens say all of it.
+
+        An id that no token has is left to the thread that hashes the block.
+        """
+        last = slice(-self._hasher.layout.max_order, None)
+        with suppress(TokenIdError):
+            self._hasher.push(block.ids[last], starts=None if starts is None else starts[last])
+
+
+def _make_chunk(
+    block: TokenBlock,
+    starts: NDArray[np.bool_] | None,
+    segments: Segments,
+    position: int,
+    history: NDArray[np.int32],
+    carry: int,
+    hasher: StreamHasher,
+) -> TokenChunk:
+    """Return the chunk of a block. `history`, `carry`: the hasher's memory of what went before.
+
+    Raises TokenIdError.
+    """
+    hasher.remember(history, carry)
+    return TokenChunk(
+        window=_window(hasher, block, starts),
+        ids=block.ids,
+        starts=block.starts,
+        segments=segments,
+        files=block.files,
+        position=position,
+        labels=block.labels,
+    )
 
 
 def _window(hasher: StreamHasher, block: TokenBlock, starts: NDArray[np.bool_] | None) -> Window:

@@ -1,17 +1,15 @@
-"""Counts rows and samples n-grams of a layout: the counters, the tasks that fill them, and threads.
+"""Counts rows and samples n-grams of a layout: the counters, and the tasks that see every chunk.
 
-Each task gets every chunk in order, from any free thread.
+Most of it may see chunks in any order, from several threads at a time. An ordered task gets every
+chunk in order, from any free thread.
 """
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from types import TracebackType
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +17,20 @@ from numpy.typing import NDArray
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector, NgramObserver, RowObserver
+from engram_cli.stats.counting.jobs import JobQueue
 from engram_cli.stats.counting.ngram_buffer import (
-    LEAST_ITEMS,
-    MOST_BYTES,
-    MOST_ITEMS,
+    LIST_ITEMS,
     Columns,
     DirectCounter,
-    Job,
-    NgramBuffer,
+    EmptyJob,
+    NgramCounter,
+    NgramTable,
     key_bits,
     list_bytes,
-    make_buffers,
+    lists_together,
+    make_counters,
     scratch_items,
+    table_bytes,
 )
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.sampling.distinct import Sampler
@@ -39,45 +39,39 @@ from engram_cli.stats.totals import Counts
 
 STEP = 2**18  # tokens that a task takes at a time: about a millisecond
 _HASHED = 2**16  # n-grams hashed at a time: half a megabyte, which stays in the L2 cache
-_DEPTH = 6  # parts of chunks that wait for the slowest task
-_POLL = 0.2  # seconds: how late Ctrl-C may be noticed where waiting cannot be interrupted
+_MOST_DEALT = 2**21  # n-grams for whose parts of a column there is room
+_TOKEN_BYTES = 16  # of a token in a chunk and in half a one that waits: ids, starts, look-back
 
 
 class Task(ABC):
-    """Takes the whole corpus, part after part, from one thread at a time."""
+    """Sees the whole corpus, part after part.
 
-    __slots__ = ()
+    One that is not `ordered` may be called by several threads, with parts in any order.
+    """
+
+    ordered: bool
 
     @abstractmethod
-    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Take the next chunk, at most `STEP` tokens. The jobs it returns may run in several
-        threads, and must be done before the next push."""
-
-    def settle(self) -> Sequence[Job]:
-        """Return the jobs left until all that was pushed is counted."""
-        return ()
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
+        """Take a chunk, at most `STEP` tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ColumnTask(Task):
-    """Counts the rows of one order; `observers` get those of the first head of a layer."""
+class RowTask(Task):
+    """Shows observers the rows of the first head of an order of a layer."""
 
-    buffer: NgramBuffer | DirectCounter
-    observers: tuple[tuple[LayerPlan, tuple[RowObserver, ...]], ...]
+    first_head: LayerPlan
+    observers: tuple[RowObserver, ...]
+    ordered: bool
+    lock: Lock = field(default_factory=Lock)
 
-    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Take the n-grams of a chunk."""
-        self.buffer.push(chunk.window)
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
+        """Find the rows of a chunk."""
         rows = scratch[: len(chunk)]
-        for first_head, observers in self.observers:
-            first_head.columns(chunk.window.tokens, chunk.window.seen, rows[None])
-            for observer in observers:
+        self.first_head.columns(chunk.window.tokens, chunk.window.seen, rows[None])
+        with self.lock:
+            for observer in self.observers:
                 observer.push_rows(rows, chunk)
-        return self.buffer.jobs() if self.buffer.room < STEP else ()
-
-    def settle(self) -> Sequence[Job]:
-        """Return the jobs that count what is in the buffer."""
-        return self.buffer.last_jobs()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,67 +79,131 @@ class CollectorTask(Task):
     """Gives every chunk to a collector."""
 
     collector: Collector
+    lock: Lock = field(default_factory=Lock)
 
-    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Whether the collector asks for it."""
+        return self.collector.ordered
+
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
         """Push the chunk."""
-        self.collector.push(chunk)
-        return ()
+        with self.lock:
+            self.collector.push(chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SamplingTask(Task):
-    """Hashes the n-grams of an order for its sample and `observers`.
+    """Hashes the n-grams of an order for `observers` and, if not None, a `sampler`."""
 
-    `draws`: the sampler gets them here, and not from an `NgramBuffer`.
-    """
-
-    sampler: Sampler
-    draws: bool
+    hasher: Sampler
+    sampler: Sampler | None
     observers: tuple[NgramObserver, ...]
+    ordered: bool
+    lock: Lock = field(default_factory=Lock)
 
-    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
         """Draw from a chunk."""
         for begin in range(0, len(chunk), _HASHED):
             part = chunk.part(begin, min(begin + _HASHED, len(chunk)))
             hashes = scratch[: 2 * len(part)].view(np.uint64)
-            self.sampler.hash(part.window, hashes)
-            if self.draws:
-                self.sampler.push_hashes(hashes, part.window)
-            for observer in self.observers:
-                observer.push_ngrams(hashes, part)
-        return ()
+            self.hasher.hash(part.window, hashes)
+            with self.lock:
+                if self.sampler is not None:
+                    self.sampler.push_hashes(hashes, part.window)
+                for observer in self.observers:
+                    observer.push_ngrams(hashes, part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lane:
+    """What a thread counts with: its scratch memory, and its tables of n-grams."""
+
+    scratch: NDArray[np.uint32]
+    tables: tuple[NgramTable, ...]
 
 
 class Counter:
     """The counters and samplers of a layout, and the tasks that fill them.
 
-    No two tasks write to the same counters, sampler or collector.
+    No two tasks write to the same sampler or collector.
     """
 
     def __init__(
-        self, layout: HashLayout, sample_size: int, collectors: Sequence[Collector] = ()
+        self,
+        layout: HashLayout,
+        sample_size: int,
+        collectors: Sequence[Collector] = (),
+        threads: int = 1,
     ) -> None:
-        self.layout = layout
+        self.layout, self._threads = layout, threads
         self.hits = {e.layer: np.zeros(e.rows, dtype=np.uint32) for e in layout.layers}
         self.samplers = tuple(
             Sampler(order, layout.filler_id, sample_size) for order in layout.orders
         )
         self.collectors = tuple(collectors)
-        self.tasks: tuple[Task, ...] = (
-            *self._column_tasks(),
+        self.counters = tuple(self._counters())
+        tasks: tuple[Task, ...] = (
+            *self._row_tasks(),
             *self._sampling_tasks(),
             *(CollectorTask(collector=collector) for collector in self.collectors),
         )
+        self.ordered = tuple(task for task in tasks if task.ordered)
+        self.unordered = tuple(task for task in tasks if not task.ordered)
+        self.queue = JobQueue()
+        self._lanes: list[Lane] = []
 
-    def scratch(self) -> NDArray[np.uint32]:
-        """Return the scratch memory of a thread; pages that are not used take no memory."""
-        return np.empty(scratch_bytes(self.layout) // 4, dtype=np.uint32)
+    def lane(self) -> Lane:
+        """Return what one more thread counts with; pages that are not used take no memory."""
+        tables = (each.table() for each in self.counters if isinstance(each, NgramCounter))
+        scratch = np.empty(scratch_bytes(self.layout, self._threads) // 4, dtype=np.uint32)
+        lane = Lane(scratch=scratch, tables=tuple(tables))
+        self._lanes.append(lane)
+        return lane
 
-    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
-        """Count at most `STEP` tokens in this thread."""
-        for task in self.tasks:
-            for job in task.push(chunk, scratch):
-                job(scratch)
+    def push(self, chunk: TokenChunk, lane: Lane) -> None:
+        """Count at most `STEP` tokens, where one thread alone counts."""
+        self.count(chunk, lane)
+        for task in self.ordered:
+            task.push(chunk, lane.scratch)
+        self.queue.run_all(lane.scratch)
+
+    def count(self, chunk: TokenChunk, lane: Lane) -> None:
+        """Do all that needs no order with at most `STEP` tokens."""
+        for table in lane.tables:
+            table.push(chunk.window, lane.scratch, self.queue)
+        for counter in self.counters:
+            if isinstance(counter, DirectCounter):
+                counter.push(chunk.window)
+        for task in self.unordered:
+            task.push(chunk, lane.scratch)
+
+    def empty_tables(self) -> None:
+        """Queue jobs that hand over all n-grams in the tables; no thread may be counting."""
+        tables = [table for lane in self._lanes for table in lane.tables if table.used]
+        self.queue.add(lambda: map(EmptyJob, tables))
+
+    def count_rest(self) -> bool:
+        """Queue jobs that count what was handed over; return whether there was anything."""
+        counters = [each for each in self.counters if isinstance(each, NgramCounter)]
+        with self.queue.lock:
+            self.queue.add(lambda: [job for each in counters for job in each.jobs()])
+            return self.queue.busy
+
+    def release(self) -> None:
+        """Free what threads counted with; all must be counted, or is given up."""
+        self._lanes.clear()
+        for each in self.counters:
+            if isinstance(each, NgramCounter):
+                each.release()
+
+    def settle(self) -> None:
+        """Count in this thread what is still in tables and lists."""
+        self.empty_tables()
+        for lane in self._lanes[:1]:
+            self.queue.run_all(lane.scratch)
+            while self.count_rest():
+                self.queue.run_all(lane.scratch)
 
     def counts(self, *, tokens: int, documents: int, joined: bool) -> Counts:
         """Return the counts; the arrays are not copied."""
@@ -177,190 +235,63 @@ class Counter:
         for index, collector in enumerate(self.collectors):
             collector.restore(part_of(state, f"collectors/{index}"))
 
-    def settle(self) -> None:
-        """Count in this thread what is still in the buffers."""
-        scratch: NDArray[np.uint32] | None = None
-        for task in self.tasks:
-            for job in task.settle():
-                scratch = self.scratch() if scratch is None else scratch
-                job(scratch)
-
-    def _sampling_tasks(self) -> Iterator[SamplingTask]:
-        """Yield one for each order whose n-grams must be hashed at every position."""
-        for sampler in self.samplers:
-            asked = (c.ngram_observer(sampler.order) for c in self.collectors)
-            observers = tuple(w for w in asked if w is not None)
-            draws = not key_bits(self.layout, sampler.order)
-            if draws or observers:
-                yield SamplingTask(sampler=sampler, draws=draws, observers=observers)
-
-    def _column_tasks(self) -> Iterator[ColumnTask]:
+    def _counters(self) -> Iterator[NgramCounter | DirectCounter]:
         """Yield one for each order, or one for each layer and order."""
-        layout, items = self.layout, _items(self.layout)
+        layout, together = self.layout, lists_together(self.layout, self._threads)
         plans = {entry.layer: plan_layer(layout, entry) for entry in layout.layers}
         for index, sampler in enumerate(self.samplers):
-            layers = {
-                layer: Columns(plan=plan, order=index, hits=self.hits[layer])
+            columns = tuple(
+                Columns(plan=plan, order=index, hits=self.hits[layer])
                 for layer, plan in plans.items()
-            }
-            observers: dict[Columns, tuple[RowObserver, ...]] = {}
-            for layer, columns in layers.items():
-                asked = (c.row_observer(layer, sampler.order) for c in self.collectors)
-                observers[columns] = tuple(w for w in asked if w is not None)
-            bits = key_bits(layout, sampler.order)
-            for buffer in make_buffers(tuple(observers), bits, items, sampler):
-                observed = (columns for columns in buffer.layers if observers[columns])
-                yield ColumnTask(
-                    buffer=buffer,
-                    observers=tuple((each.first_head(), observers[each]) for each in observed),
+            )
+            yield from make_counters(columns, key_bits(layout, sampler.order), together, sampler)
+
+    def _row_tasks(self) -> Iterator[RowTask]:
+        """Yield those of each layer and order: one with order, one without, where observed."""
+        for entry in self.layout.layers:
+            plan = plan_layer(self.layout, entry)
+            for index, order in enumerate(self.layout.orders):
+                head = Columns(plan=plan, order=index, hits=self.hits[entry.layer]).first_head()
+                for ordered in (True, False):
+                    asked = (
+                        collector.row_observer(entry.layer, order)
+                        for collector in self.collectors
+                        if collector.ordered == ordered
+                    )
+                    if observers := tuple(each for each in asked if each is not None):
+                        yield RowTask(first_head=head, observers=observers, ordered=ordered)
+
+    def _sampling_tasks(self) -> Iterator[SamplingTask]:
+        """Yield those of each order whose n-grams must be hashed at every position."""
+        for sampler in self.samplers:
+            draws = not key_bits(self.layout, sampler.order)
+            for ordered in (True, False):
+                asked = (
+                    collector.ngram_observer(sampler.order)
+                    for collector in self.collectors
+                    if collector.ordered == ordered
                 )
+                observers = tuple(each for each in asked if each is not None)
+                drawn = sampler if draws and not ordered else None
+                if observers or drawn is not None:
+                    yield SamplingTask(
+                        hasher=sampler, sampler=drawn, observers=observers, ordered=ordered
+                    )
 
 
-@dataclass(slots=True, eq=False)
-class _TaskState:
-    """A task, the number of parts it has finished, and the jobs left of the current part."""
+def buffer_bytes(layout: HashLayout, threads: int = 1) -> int:
+    """Return the bytes that counting in so many threads needs, besides counters and samplers.
 
-    task: Task
-    done: int = 0
-    running: int = 0
-    jobs: list[Job] = field(default_factory=list)
-
-
-class ThreadPool:
-    """Use it in a `with` block: at its end every chunk is counted, or the error is raised.
-
-    When an exception ends the block, Ctrl-C included, each thread finishes its current job first,
-    which takes a few milliseconds.
+    That is two sets of lists of n-grams, and of each thread: scratch memory, tables, a list of each
+    order, and the chunk that it counts.
     """
-
-    def __init__(self, counter: Counter, threads: int) -> None:
-        self._counter = counter
-        self._states = [_TaskState(task) for task in counter.tasks]
-        self._parts: deque[TokenChunk | None] = deque()  # None: settle
-        self._first = 0  # the number of the first of them
-        self._change = threading.Condition()
-        self._stopped = False
-        self._errors: list[BaseException] = []
-        self._threads = [
-            threading.Thread(target=self._run, name="engram-count", daemon=True)
-            for _ in range(max(threads, 1))
-        ]
-
-    def __enter__(self) -> ThreadPool:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def push(self, chunk: TokenChunk) -> None:
-        """Hand over a chunk; waits while a task is far behind."""
-        for begin in range(0, len(chunk), STEP):
-            self._put(chunk.part(begin, min(begin + STEP, len(chunk))))
-
-    def drain(self) -> None:
-        """Wait until every chunk is counted and all buffers are empty."""
-        self._put(None)
-        self._wait(lambda: not self._parts)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self.drain()
-        finally:
-            with self._change:
-                self._stopped = True
-                self._change.notify_all()
-            for thread in self._threads:
-                thread.join()
-
-    def _put(self, part: TokenChunk | None) -> None:
-        self._wait(lambda: len(self._parts) < _DEPTH)
-        with self._change:
-            self._parts.append(part)
-            self._change.notify_all()
-
-    def _wait(self, enough: Callable[[], bool]) -> None:
-        with self._change:
-            while not (self._errors or enough()):
-                self._change.wait(_POLL)
-            if self._errors:
-                raise self._errors[0]
-
-    def _run(self) -> None:
-        try:
-            scratch = self._counter.scratch()
-            while (found := self._next()) is not None:
-                state, work = found
-                self._finish(state, work(scratch) or ())
-        except BaseException as error:
-            with self._change:
-                self._errors.append(error)
-                self._stopped = True
-                self._change.notify_all()
-
-    def _next(
-        self,
-    ) -> tuple[_TaskState, Callable[[NDArray[np.uint32]], Sequence[Job] | None]] | None:
-        """Return the next work: jobs first, then the task that is furthest behind; None at the
-        end."""
-        with self._change:
-            while not self._stopped:
-                for state in self._states:
-                    if state.jobs:
-                        state.running += 1
-                        return state, state.jobs.pop()
-                end = self._first + len(self._parts)
-                idle = [state for state in self._states if not state.running and state.done < end]
-                if idle:
-                    state = min(idle, key=lambda state: state.done)
-                    state.running = 1
-                    return state, partial(self._push_next, state)
-                self._change.wait()
-        return None
-
-    def _push_next(self, state: _TaskState, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Give a task its next part."""
-        part = self._parts[state.done - self._first]
-        return state.task.settle() if part is None else state.task.push(part, scratch)
-
-    def _finish(self, state: _TaskState, jobs: Sequence[Job]) -> None:
-        """Record that a piece of work is done and has left `jobs`."""
-        with self._change:
-            state.running -= 1
-            state.jobs += jobs
-            if not (state.running or state.jobs):
-                state.done += 1
-                while self._parts and all(state.done > self._first for state in self._states):
-                    self._parts.popleft()
-                    self._first += 1
-            self._change.notify_all()
+    shared = 2 * lists_together(layout, threads) * list_bytes(layout)
+    own = table_bytes(layout) + list_bytes(layout) + _TOKEN_BYTES * STEP
+    return shared + threads * (own + scratch_bytes(layout, threads))
 
 
-def buffer_bytes(layout: HashLayout) -> int:
-    """Return the bytes of the n-gram buffers of all layers and orders."""
-    return list_bytes(layout, _items(layout))
-
-
-def scratch_bytes(layout: HashLayout) -> int:
+def scratch_bytes(layout: HashLayout, threads: int) -> int:
     """Return the bytes of scratch memory that each thread needs."""
-    items = max(scratch_items(modulus, _items(layout)) for modulus in _moduli(layout))
-    return 4 * max(items, 2 * STEP)
-
-
-def _items(layout: HashLayout) -> int:
-    """Return the length of the n-gram buffers.
-
-    One n-gram for four rows of a column is worth counting, if the buffers do not take too much
-    together.
-    """
-    one = list_bytes(layout, 1) - list_bytes(layout, 0)
-    wanted = min(max(_moduli(layout)) // 4, MOST_ITEMS, MOST_BYTES // one)
-    return max(wanted, LEAST_ITEMS) + STEP
-
-
-def _moduli(layout: HashLayout) -> set[int]:
-    return {modulus for entry in layout.layers for modulus in entry.moduli}
+    most = min(lists_together(layout, threads) * LIST_ITEMS, _MOST_DEALT)
+    moduli = {modulus for entry in layout.layers for modulus in entry.moduli}
+    return 4 * max(*(scratch_items(modulus, most) for modulus in moduli), 2 * STEP, 3 * LIST_ITEMS)

@@ -26,23 +26,28 @@ _FULL = np.uint64(0xFFFFFFFF)
 
 
 @kernel(
-    "int64(int32[::1], uint8[::1], int64, int64[::1], int64, uint64[::1], int64, uint64[::1],"
-    " uint16[::1])"
+    "int64(int32[::1], uint8[::1], int64, int64, int64[::1], int64, uint64[::1], uint64[::1],"
+    " uint16[::1], int64[::1])"
 )
 def combine(  # type: ignore[no-untyped-def]
-    x, seen, filler, multipliers, bits, slots, used, words, places
+    x, seen, first, filler, multipliers, bits, slots, words, places, used
 ):
-    """Add up the n-grams at T positions in `slots`; those that make room for others go to a list.
+    """Add up the n-grams at positions first..T-1 in `slots`; those that make room for others go to
+    a list.
 
     `x` [N-1+T] with the history first, `seen` [T], `multipliers` [n] by lag; `bits` of a token in
-    a key, or 0; `slots` [131,072]: words, 0 where free; `words`, `places` [L]: the list, `used`
-    long, which must have room for T+1 more. Gives the length of the list.
+    a key, or 0; `slots` [131,072]: words, 0 where free; `words`, `places` [L]: the list, L above
+    the tile, `used` [1] long. Gives T, or the position to go on from when the list has no room for
+    a tile.
     """
-    count = seen.size
-    history = x.size - count
+    count, history = seen.size, x.size - seen.size
     high = np.empty(TILE, np.uint64)
     low = np.zeros(TILE + SLOTS_AHEAD, np.uint64)
-    for begin in range(0, count, TILE):
+    listed = used[0]
+    for begin in range(first, count, TILE):
+        if listed + TILE >= words.size:
+            used[0] = listed
+            return begin
         width = min(TILE, count - begin)
         fresh, slot = high[:width], low[:width]
         window = x[begin : begin + history + width]
@@ -59,22 +64,26 @@ def combine(  # type: ignore[no-untyped-def]
             # No branch that would be guessed wrong: a product instead of a choice, and an entry of
             # the list that is written always and kept sometimes.
             slots[slot[j]] = fresh[j] + seldom * same + uint64(1)
-            words[used] = old
-            places[used] = slot[j]
-            used += int64(old != uint64(0)) & int64(uint64(1) - same)
-    return used
+            words[listed] = old
+            places[listed] = slot[j]
+            listed += int64(old != uint64(0)) & int64(uint64(1) - same)
+    used[0] = listed
+    return count
 
 
-@kernel("int64(uint64[::1], int64, uint64[::1], uint16[::1])")
-def empty_slots(slots, used, words, places):  # type: ignore[no-untyped-def]
-    """Move all that `slots` hold to the list, as in `combine`."""
-    for slot in range(slots.size):
+@kernel("int64(uint64[::1], int64, uint64[::1], uint16[::1], int64[::1])")
+def empty_slots(slots, first, words, places, used):  # type: ignore[no-untyped-def]
+    """Move all that `slots` hold from `first` on to the list, as in `combine`; gives their number,
+    or the slot to go on from when the list is full."""
+    for slot in range(first, slots.size):
         if slots[slot] != uint64(0):
-            words[used] = slots[slot]
-            places[used] = slot
-            used += 1
+            if used[0] == words.size:
+                return slot
+            words[used[0]] = slots[slot]
+            places[used[0]] = slot
+            used[0] += 1
             slots[slot] = uint64(0)
-    return used
+    return slots.size
 
 
 @kernel("uint32(uint32[::1])")
@@ -87,14 +96,13 @@ def bring_near(hits):  # type: ignore[no-untyped-def]
     return total
 
 
-@kernel("uint32(uint64[::1], uint8[::1], int64, int64, boolean, uint32[::1])")
+@kernel("void(uint64[::1], uint8[::1], int64, int64, boolean, uint32[::1])")
 def count_near(mixes, times, modulus, salt, fast, hits):  # type: ignore[no-untyped-def]
     """Add `times` [n] to the counters [modulus] of the rows of `mixes` [n], which stay at 2**32-1.
 
-    For a column that the caches hold. Gives nothing of meaning.
+    For a column that the caches hold: see `bring_near`.
     """
     rows = np.empty(TILE, np.uint32)
-    touched = bring_near(hits)
     for begin in range(0, mixes.size, TILE):
         width = min(TILE, mixes.size - begin)
         now = rows[:width]
@@ -107,7 +115,6 @@ def count_near(mixes, times, modulus, salt, fast, hits):  # type: ignore[no-unty
             hits[now[j]] = uint32(min(uint64(hits[now[j]]) + uint64(add[j]), _FULL))
         for j in range(led, width):
             hits[now[j]] = uint32(min(uint64(hits[now[j]]) + uint64(add[j]), _FULL))
-    return touched
 
 
 @kernel("void(uint32[::1], uint32[::1])")
@@ -136,24 +143,22 @@ def count_items(items, hits, after):  # type: ignore[no-untyped-def]
 
 
 @kernel(
-    "uint32(uint64[::1], uint8[::1], int64, int64, boolean, int64, uint32[:, ::1], int64[::1],"
+    "void(uint64[::1], uint8[::1], int64, int64, boolean, int64, uint32[:, ::1], int64[::1],"
     " uint32[::1])"
 )
-def count_far(  # type: ignore[no-untyped-def]
+def deal_out(  # type: ignore[no-untyped-def]
     mixes, times, modulus, salt, fast, bits, items, ends, hits
 ):
-    """As `count_near`, for a column beyond the caches: dealt out into parts, then part by part.
+    """Deal n-grams [n] out into the parts of a column beyond the caches, for `count_parts`.
 
-    A part has 2**`bits` rows, `bits` at most `ROW_BITS`; `items` uint32[P, I] and `ends` [P]: room
-    for what is dealt out, I above the tile; a part that fills up is counted at once. Gives nothing
-    of meaning.
+    A part has 2**`bits` rows, `bits` at most `ROW_BITS`; `items` uint32[P, I], I above the tile,
+    and `ends` [P]: where each part's items end in the flat `items`. A part that fills up is counted
+    in `hits` at once.
     """
     rows = np.empty(TILE, np.uint32)
     parts, room = items.shape
     flat = items.reshape(items.size)
     size, shift, below = 1 << bits, uint32(bits), uint32((1 << bits) - 1)
-    for part in range(parts):
-        ends[part] = part * room
     for begin in range(0, mixes.size, TILE):
         width = min(TILE, mixes.size - begin)
         now = rows[:width]
@@ -168,6 +173,14 @@ def count_far(  # type: ignore[no-untyped-def]
                 own = hits[part * size : min((part + 1) * size, hits.size)]
                 count_items(flat[part * room : ends[part]], own, hits[:0])
                 ends[part] = part * room
+
+
+@kernel("uint32(int64, uint32[:, ::1], int64[::1], uint32[::1])")
+def count_parts(bits, items, ends, hits):  # type: ignore[no-untyped-def]
+    """Count what `deal_out` has dealt out, part by part. Gives nothing of meaning."""
+    parts, room = items.shape
+    flat = items.reshape(items.size)
+    size = 1 << bits
     touched = bring_near(hits[:size])
     for part in range(parts):
         first, end = part * size, min((part + 1) * size, hits.size)

@@ -107,25 +107,19 @@ def key_mixes(words, places, multipliers, bits, mixes, times):  # type: ignore[n
                     mix[j] ^= own[j] * multiplier
 
 
-@kernel(
-    "int64(uint64[::1], uint16[::1], int64, int64, uint64, int64, uint64[::1], int32[:, ::1],"
-    " int64[::1])"
-)
-def sample_keys(  # type: ignore[no-untyped-def]
-    words, places, bits, first, highest, limit, slots, tokens, entries
-):
-    """Count the n-grams first..n-1 whose hash is at most `highest` as often as they occurred.
+@kernel("int64(uint64[::1], uint16[::1], int64, int64, uint64, uint64[::1], uint32[::1])")
+def choose_keys(words, places, bits, order, highest, hashes, chosen):  # type: ignore[no-untyped-def]
+    """Write the hashes up to `highest` of n-grams [n] of an order, and which n-grams these are.
 
-    `words`, `places` [n], of keys of `bits` bits a token; the rest as in `kernels.sample_ngrams`.
-    Gives n, or the index to go on from when there are more than `limit` entries.
+    `words`, `places` [n], of keys of `bits` bits a token; `hashes`, `chosen` [n]: room for all.
+    Gives how many there are.
     """
-    order = tokens.shape[1]
-    mask = uint64(slots.size // 2 - 1)
     high, low = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
     own, tile = np.empty((order, TILE), np.uint64), np.empty(TILE, np.uint64)
     kept = np.empty(TILE, np.int64)
     none = np.empty(0, np.uint8)
-    for begin in range(first, words.size, TILE):
+    found = int64(0)
+    for begin in range(0, words.size, TILE):
         end = min(begin + TILE, words.size)
         width = end - begin
         here = tile[:width]
@@ -142,19 +136,46 @@ def sample_keys(  # type: ignore[no-untyped-def]
                 here[j] = scramble(here[j] ^ (newer[j] | (older[j] << shift)))
         for j in range(width):
             here[j] = max(here[j], uint64(1))
-        chosen = choose(here, highest, kept)
-        for i in range(chosen):
-            if i + SLOTS_AHEAD < chosen:
-                ahead = here[kept[i + SLOTS_AHEAD]] & mask
-                prefetch(slots, int64(ahead << uint64(1)))
-            key = here[kept[i]]
-            at = find_slot(slots, key, mask)
-            slots[at + uint64(1)] += words[begin + kept[i]] & _TIMES
-            if slots[at] == 0:
-                slots[at] = key
-                for lag in range(order):
-                    tokens[at >> uint64(1), order - 1 - lag] = int32(own[lag, kept[i]])
-                entries[0] += 1
-                if entries[0] > limit:
-                    return begin + kept[i] + 1
-    return words.size
+        for i in range(choose(here, highest, kept)):
+            hashes[found] = here[kept[i]]
+            chosen[found] = begin + kept[i]
+            found += 1
+    return found
+
+
+@kernel(
+    "int64(uint64[::1], uint16[::1], int64, uint64[::1], uint32[::1], int64, uint64, int64,"
+    " uint64[::1], int32[:, ::1], int64[::1])"
+)
+def sample_keys(  # type: ignore[no-untyped-def]
+    words, places, bits, hashes, chosen, first, highest, limit, slots, tokens, entries
+):
+    """Count the n-grams first..C-1 of those chosen, with a hash of at most `highest`, as often as
+    they occurred.
+
+    `words`, `places`, `bits`, `hashes`, `chosen` [C]: as in `choose_keys`; the rest as in
+    `kernels.sample_ngrams`. Gives C, or the index to go on from when there are more than `limit`
+    entries.
+    """
+    order = tokens.shape[1]
+    mask, token = uint64(slots.size // 2 - 1), (uint64(1) << uint64(bits)) - uint64(1)
+    for i in range(first, hashes.size):
+        if i + SLOTS_AHEAD < hashes.size:
+            prefetch(slots, int64((hashes[i + SLOTS_AHEAD] & mask) << uint64(1)))
+        key = hashes[i]
+        if key > highest:
+            continue
+        at, index = find_slot(slots, key, mask), int64(chosen[i])
+        slots[at + uint64(1)] += words[index] & _TIMES
+        if slots[at] == 0:
+            slots[at] = key
+            high = words[index] >> _TIMES_SHIFT
+            low = uint64(places[index]) ^ place_mask(high)
+            tokens[at >> uint64(1), order - 1] = int32((low | (high << _LOW_SHIFT)) & token)
+            for lag in range(1, order):
+                own = (high >> uint64(lag * bits - LOW_BITS)) & token
+                tokens[at >> uint64(1), order - 1 - lag] = int32(own)
+            entries[0] += 1
+            if entries[0] > limit:
+                return i + 1
+    return hashes.size

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counting.counters import buffer_bytes, scratch_bytes
+from engram_cli.stats.counting.counters import buffer_bytes
+from engram_cli.stats.counting.thread_pool import MOST_THREADS
 from engram_cli.stats.sampling.distinct import sampler_bytes
 
 # The interpreter and its libraries, and what is on its way, with two tokenizers and their caches or
@@ -43,11 +44,12 @@ def plan_memory(
 
     `text`: the corpus must be tokenised. `more`: what collectors take.
     """
+    counting = buffer_bytes(layout, min(threads, MOST_THREADS))
     return MemoryPlan(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
         more=more,
-        buffers=base_bytes(text=text) + buffer_bytes(layout) + threads * scratch_bytes(layout),
+        buffers=base_bytes(text=text) + counting,
     )
 
 

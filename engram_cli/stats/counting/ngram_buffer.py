@@ -1,18 +1,16 @@
 """Buffers n-grams before they are counted: adds up occurrences by n-gram, then counts the rows.
 
-A buffer is a table of the latest n-grams with their occurrences, and a list of n-grams evicted from
-it. A full list is sampled and counted, each column by any free thread. This pays because text
-repeats itself: of the n-grams of a corpus of code and documentation, 11 to 38 % differ from what a
-table of 131,072 n-grams remembers.
+Each thread has a table of the latest n-grams with their occurrences. N-grams evicted from it fill
+a list. Full lists of all threads are counted together, each column by any free thread. This pays
+because text repeats itself: of the n-grams of a corpus of code and documentation, 11 to 38 % differ
+from what a table of 131,072 n-grams remembers.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TypeAlias
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +19,24 @@ from engram_cli.hashing.hasher import LayerPlan, Window
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.registry import LazyModule
 from engram_cli.stats.counting import KEY_BITS, LOW_BITS, SLOT_BITS, TILE
+from engram_cli.stats.counting.jobs import Job, JobQueue
 from engram_cli.stats.sampling.distinct import Sampler
 
 kernels = LazyModule("engram_cli.stats.counting.hit_kernels")
 key_kernels = LazyModule("engram_cli.stats.counting.key_kernels")
 
-# A column of so many rows, 4 MB, is counted in the order of the list. A larger one is counted part
-# by part: 2.5 ns an n-gram instead of 4.4 where it has 64 MB, and the list 3.3 M n-grams.
+# A column of so many rows, 4 MB, is counted in the order of the lists. A larger one is counted part
+# by part: 2.5 ns an n-gram instead of 4.4 where it has 64 MB, and the lists 3.3 M n-grams.
 NEAR_ROWS = 2**20
 # Parts have at least 2**15 rows, 128 KB of counters, and are at most 256 where this allows it.
 LEAST_PART_BITS, WANTED_PARTS_BITS = 15, 8
-# Lengths of a list, and the bytes that all of them may take.
+LIST_ITEMS = 2**17  # n-grams of a list, 1.4 MB: a thread hands it over after about as many tokens
+# N-grams that are counted together, and the bytes that the lists of all orders may take for each
+# thread: with two, twice as many bytes count 1 % faster at V4.1, without page faults.
 LEAST_ITEMS, MOST_ITEMS = 2**19, 2**22
-MOST_BYTES = 3 * 2**24  # twice as many bytes count 1 % faster at V4.1, without page faults
+THREAD_BYTES = 3 * 2**23
 _ITEM_BYTES, _MIX_BYTES = 11, 8  # word, place and occurrences; a mix for each layer but the last
 _SLOT_BYTES = 8 << SLOT_BITS
-
-Job: TypeAlias = Callable[[NDArray[np.uint32]], None]  # takes a thread's scratch memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,125 +62,227 @@ class Columns:
         return replace(plan, heads=1, **{name: getattr(plan, name)[:1] for name in first})
 
 
-class NgramBuffer:
-    """Holds the n-grams of one order that are not counted yet, for one layer or for all."""
+class NgramList:
+    """Up to `items` n-grams of one order, then their mixes in each layer and their occurrences."""
+
+    def __init__(self, items: int, layers: int) -> None:
+        self.words = np.empty(items, dtype=np.uint64)
+        self.places = np.empty(items, dtype=np.uint16)
+        self.times = np.empty(items, dtype=np.uint8)
+        # The mixes of the last layer take the place of the words.
+        self.mixes = (*(np.empty(items, dtype=np.uint64) for _ in range(layers - 1)), self.words)
+        self.used = np.zeros(1, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.used[0])
+
+
+class NgramCounter:
+    """Counts the lists of n-grams of one order, for one layer or for all.
+
+    `together` lists are counted at a time while as many others are filled.
+    """
 
     def __init__(
-        self, layers: Sequence[Columns], bits: int, items: int, sampler: Sampler | None = None
+        self,
+        layers: Sequence[Columns],
+        bits: int,
+        together: int,
+        sampler: Sampler | None = None,
+        items: int = LIST_ITEMS,
     ) -> None:
         """`layers`: the columns of the order in each; several, or a sampler, need keys.
 
-        `bits`: see `key_bits`; `items`: the most n-grams of the list; `sampler`: gets them too.
+        `bits`: see `key_bits`; `items`: n-grams of a list; `sampler`: gets them too.
         """
         assert bits or (len(layers) == 1 and sampler is None)
-        self.layers = tuple(layers)
-        self._bits = bits
-        self._sampler = sampler
-        self._multipliers = [
+        self.layers, self.bits = tuple(layers), bits
+        self.multipliers = [
             each.plan.multipliers[each.order, : each.plan.orders[each.order]].copy()
             for each in layers
         ]
-        self._slots = np.zeros(1 << SLOT_BITS, dtype=np.uint64)
-        self._words = np.empty(items + 1, dtype=np.uint64)
-        self._places = np.empty(items + 1, dtype=np.uint16)
-        self._times = np.empty(items + 1, dtype=np.uint8)
-        # The mixes of the last layer take the place of the words.
-        more = (np.empty(items + 1, dtype=np.uint64) for _ in layers[1:])
-        self._mixes = (*more, self._words)
-        self._used = 0
+        self._together, self._items, self._sampler = together, items, sampler
+        self._spare = 2 * together  # lists that may still be made, besides one for each table
+        self._free: list[NgramList] = []
+        self._full: list[NgramList] = []
+        self._counted: list[NgramList] = []
+        self._running = 0
 
-    @property
-    def room(self) -> int:
-        """How many tokens may be pushed before the `jobs` must be run."""
-        return len(self._words) - 1 - self._used
+    def table(self) -> NgramTable:
+        """Return the table of a thread."""
+        self._spare += 1
+        return NgramTable(self)
 
-    def push(self, window: Window) -> None:
-        """Take the n-grams of T positions, at most `room`."""
-        assert len(window) <= self.room
-        self._used = kernels.combine(
-            window.tokens,
-            window.seen,
-            self.layers[0].plan.filler,
-            self._multipliers[0],
-            self._bits,
-            self._slots,
-            self._used,
-            self._words,
-            self._places,
-        )
-
-    def jobs(self) -> Sequence[Job]:
-        """Empty the list; run the jobs, in any order, before the next push."""
-        words, places = self._words[: self._used], self._places[: self._used]
-        times = self._times[: self._used]
-        self._used = 0
-        if not len(words):
-            return []
+    def prepare(self, filled: NgramList, scratch: NDArray[np.uint32]) -> None:
+        """Sample the n-grams of a list, and find their mixes: all that one thread can do alone."""
+        count = len(filled)
+        words, places = filled.words[:count], filled.places[:count]
         if self._sampler is not None:
-            self._sampler.push_keys(words, places, self._bits)
-        jobs: list[Job] = []
-        for layer, multipliers, room in zip(
-            self.layers, self._multipliers, self._mixes, strict=True
-        ):
-            mixes = room[: len(words)]
-            key_kernels.key_mixes(words, places, multipliers, self._bits, mixes, times)
-            jobs += [partial(_count, layer, each, mixes, times) for each in layer.indices]
-        return jobs
+            self._sampler.push_keys(words, places, self.bits, scratch)
+        for multipliers, mixes in zip(self.multipliers, filled.mixes, strict=True):
+            own = mixes[:count]
+            key_kernels.key_mixes(words, places, multipliers, self.bits, own, filled.times[:count])
 
-    def last_jobs(self) -> Sequence[Job]:
-        """Empty the table and the list."""
-        assert len(self._slots) <= self.room
-        self._used = kernels.empty_slots(self._slots, self._used, self._words, self._places)
-        return self.jobs()
+    def release(self) -> None:
+        """Free the memory of empty lists; tables made before are not used any more."""
+        self._spare, self._free = 2 * self._together, []
 
+    # The methods below are called under the lock of a `JobQueue`.
 
-def _count(
-    layer: Columns,
-    column: int,
-    mixes: NDArray[np.uint64],
-    times: NDArray[np.uint8],
-    scratch: NDArray[np.uint32],
-) -> None:
-    """Add n-grams to the counters of a column."""
-    plan = layer.plan
-    modulus, offset = int(plan.moduli[column]), int(plan.offsets[column])
-    own = layer.hits[offset : offset + modulus]
-    hashed = (mixes, times, modulus, plan.salts[column], plan.fast[column])
-    parts = parts_of(modulus)
-    if parts:
+    def take(self) -> NgramList | None:
+        """Return an empty list; None while all others wait to be counted."""
+        if self._free:
+            return self._free.pop()
+        if not self._spare:
+            return None
+        self._spare -= 1
+        return NgramList(self._items, len(self.layers))
+
+    def add(self, filled: NgramList) -> Sequence[Job]:
+        """Take a prepared list; return what can be counted now."""
+        self._full.append(filled)
+        return self.jobs(self._together)
+
+    def jobs(self, least: int = 1) -> Sequence[Job]:
+        """Return the jobs that count at least so many lists, unless others are being counted."""
+        if self._running or len(self._full) < least:
+            return ()
+        self._counted = self._full[: self._together]
+        del self._full[: self._together]
+        found = [_CountJob(self, each, column) for each in self.layers for column in each.indices]
+        self._running = len(found)
+        return found
+
+    def one_done(self) -> Sequence[Job]:
+        """Note that one job is done. After the last, its lists are free, and others are next."""
+        self._running -= 1
+        if self._running:
+            return ()
+        for each in self._counted:
+            each.used[0] = 0
+        self._free += self._counted
+        self._counted = []
+        return self.jobs(self._together)
+
+    def count(self, layer: Columns, column: int, scratch: NDArray[np.uint32]) -> None:
+        """Add the n-grams of the lists at hand to the counters of a column."""
+        plan = layer.plan
+        modulus, offset = int(plan.moduli[column]), int(plan.offsets[column])
+        own = layer.hits[offset : offset + modulus]
+        hashed = modulus, plan.salts[column], plan.fast[column]
+        index, parts, bits = self.layers.index(layer), parts_of(modulus), part_bits(modulus)
+        lists = [
+            (each.mixes[index][: len(each)], each.times[: len(each)]) for each in self._counted
+        ]
+        if not parts:
+            kernels.bring_near(own)
+            for mixes, times in lists:
+                kernels.count_near(mixes, times, *hashed, own)
+            return
         items = scratch[: len(scratch) // parts * parts].reshape(parts, -1)
-        ends = np.empty(parts, dtype=np.int64)
-        kernels.count_far(*hashed, part_bits(modulus), items, ends, own)
-    else:
-        kernels.count_near(*hashed, own)
+        ends = np.arange(parts, dtype=np.int64) * items.shape[1]
+        for mixes, times in lists:
+            kernels.deal_out(mixes, times, *hashed, bits, items, ends, own)
+        kernels.count_parts(bits, items, ends, own)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _CountJob(Job):
+    """Counts the lists at hand of a counter in one column."""
+
+    counter: NgramCounter
+    layer: Columns
+    column: int
+
+    def run(self, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
+        """Count them."""
+        self.counter.count(self.layer, self.column, scratch)
+
+    def done(self) -> Sequence[Job]:
+        """Return what can be counted next."""
+        return self.counter.one_done()
+
+
+class NgramTable:
+    """The n-grams of one order that a thread has met last, and the list that it fills."""
+
+    def __init__(self, counter: NgramCounter) -> None:
+        self._counter = counter
+        self._slots = np.zeros(1 << SLOT_BITS, dtype=np.uint64)
+        self._list: NgramList | None = None
+        self.used = False  # since it was emptied
+
+    def push(self, window: Window, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
+        """Take the n-grams of T positions. May do jobs of others until there is an empty list."""
+        counter, done, self.used = self._counter, 0, True
+        while done < len(window):
+            own = self._room(scratch, queue)
+            done = kernels.combine(
+                window.tokens,
+                window.seen,
+                done,
+                counter.layers[0].plan.filler,
+                counter.multipliers[0],
+                counter.bits,
+                self._slots,
+                own.words,
+                own.places,
+                own.used,
+            )
+            if done < len(window):
+                self._hand_over(scratch, queue)
+
+    def empty(self, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
+        """Hand over all n-grams."""
+        done, self.used = 0, False
+        while done < len(self._slots):
+            own = self._room(scratch, queue)
+            done = kernels.empty_slots(self._slots, done, own.words, own.places, own.used)
+            if len(own):
+                self._hand_over(scratch, queue)
+
+    def _room(self, scratch: NDArray[np.uint32], queue: JobQueue) -> NgramList:
+        if self._list is None:
+            self._list = queue.wait_for(self._counter.take, scratch)
+        return self._list
+
+    def _hand_over(self, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
+        filled, self._list = self._list, None
+        assert filled is not None
+        self._counter.prepare(filled, scratch)
+        queue.add(lambda: self._counter.add(filled))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmptyJob(Job):
+    """Empties the table of a thread that does not use it meanwhile."""
+
+    table: NgramTable
+
+    def run(self, scratch: NDArray[np.uint32], queue: JobQueue) -> None:
+        """Empty it."""
+        self.table.empty(scratch, queue)
 
 
 class DirectCounter:
     """Counts every occurrence at once, where n-grams have no mix that decides all their rows: the
-    fold "powers". Slower than `NgramBuffer`."""
+    fold "powers". Slower than `NgramCounter`."""
 
     def __init__(self, columns: Columns) -> None:
         self.layers = (columns,)
         self._plan = columns.plan.of_order(columns.order)
-
-    @property
-    def room(self) -> int:
-        """Unlimited: nothing is buffered."""
-        return sys.maxsize
+        self._locks = [Lock() for _ in columns.indices]
 
     def push(self, window: Window) -> None:
         """Count the n-grams of T positions."""
         plan, hits = self._plan, self.layers[0].hits
         found = np.empty((len(plan.moduli), len(window)), dtype=np.uint32)
         plan.columns(window.tokens, window.seen, found)
-        for own, begin, modulus in zip(found, plan.offsets, plan.moduli, strict=True):
-            kernels.count_rows(own, hits[begin : begin + modulus])
-
-    def jobs(self) -> Sequence[Job]:
-        """Return no jobs."""
-        return []
-
-    last_jobs = jobs
+        for lock, own, begin, modulus in zip(
+            self._locks, found, plan.offsets, plan.moduli, strict=True
+        ):
+            with lock:
+                kernels.count_rows(own, hits[begin : begin + modulus])
 
 
 def key_bits(layout: HashLayout, order: int) -> int:
@@ -190,30 +291,50 @@ def key_bits(layout: HashLayout, order: int) -> int:
     return bits if layout.fold != "powers" and order * bits <= KEY_BITS else 0
 
 
-def make_buffers(
-    layers: Sequence[Columns], bits: int, items: int, sampler: Sampler
-) -> list[NgramBuffer | DirectCounter]:
-    """Return what counts one order in all layers: a buffer, or one for each layer without keys.
+def make_counters(
+    layers: Sequence[Columns],
+    bits: int,
+    together: int,
+    sampler: Sampler,
+    items: int = LIST_ITEMS,
+) -> list[NgramCounter | DirectCounter]:
+    """Return what counts one order in all layers: one counter, or one for each layer without keys.
 
-    `bits`, `items`: as `NgramBuffer` takes them; only a buffer with keys fills the sampler.
+    `bits`, `together`, `items`: as `NgramCounter` takes them; only one with keys fills the sampler.
     """
     if bits:
-        return [NgramBuffer(layers, bits, items, sampler)]
-    return [
-        DirectCounter(each) if len(each.plan.weights) else NgramBuffer([each], 0, items)
-        for each in layers
-    ]
+        return [NgramCounter(layers, bits, together, sampler, items)]
+    if layers[0].plan.weights.size:
+        return [DirectCounter(each) for each in layers]
+    return [NgramCounter([each], 0, together, None, items) for each in layers]
 
 
-def list_bytes(layout: HashLayout, items: int) -> int:
-    """Return the bytes of the buffers of all orders, with lists of so many n-grams."""
+def list_bytes(layout: HashLayout) -> int:
+    """Return the bytes of one list of each order; of each layer, where n-grams have no keys."""
     total, layers = 0, len(layout.layers)
     for order in layout.orders:
         shared = key_bits(layout, order) > 0
-        lists = 1 if shared else layers
         mixes = _MIX_BYTES * (layers - 1) if shared else 0
-        total += lists * _SLOT_BYTES + items * (lists * _ITEM_BYTES + mixes)
+        total += LIST_ITEMS * ((1 if shared else layers) * _ITEM_BYTES + mixes)
     return total
+
+
+def table_bytes(layout: HashLayout) -> int:
+    """Return the bytes of the tables of a thread."""
+    shared = [key_bits(layout, order) > 0 for order in layout.orders]
+    return _SLOT_BYTES * sum(1 if each else len(layout.layers) for each in shared)
+
+
+def lists_together(layout: HashLayout, threads: int) -> int:
+    """Return how many lists of an order are counted together.
+
+    One n-gram for eight rows of a column is worth counting, and a list for each thread, if the
+    lists do not take too much.
+    """
+    largest = max(modulus for entry in layout.layers for modulus in entry.moduli)
+    wanted = max(min(largest // 8, MOST_ITEMS), LEAST_ITEMS) // LIST_ITEMS
+    room = THREAD_BYTES * max(threads, 2) // (2 * list_bytes(layout))
+    return max(min(max(wanted, threads), MOST_ITEMS // LIST_ITEMS, room), 1)
 
 
 def part_bits(rows: int) -> int:

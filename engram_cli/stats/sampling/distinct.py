@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +144,7 @@ class Sampler:
         self._tokens = np.zeros((entries, order), dtype=np.int32)
         self._entries = np.zeros(1, dtype=np.int64)
         self._threshold = EVERYTHING
+        self._lock = Lock()
 
     def hash(self, window: Window, out: NDArray[np.uint64]) -> None:
         """Compute the hashes [T] of the n-grams at every position."""
@@ -167,23 +169,39 @@ class Sampler:
             if self._entries[0] > self._limit:
                 self._lower()
 
-    def push_keys(self, words: NDArray[np.uint64], places: NDArray[np.uint16], bits: int) -> None:
-        """Count n-grams [n] as often as they occurred; see `key_kernels`."""
+    def push_keys(
+        self,
+        words: NDArray[np.uint64],
+        places: NDArray[np.uint16],
+        bits: int,
+        scratch: NDArray[np.uint32],
+    ) -> None:
+        """Count n-grams [n] as often as they occurred; see `key_kernels`. `scratch`: 3 n or more.
+
+        Several threads may do so at a time: only few n-grams must wait for each other.
+        """
+        count = len(words)
+        hashes, chosen = scratch[: 2 * count].view(np.uint64), scratch[2 * count : 3 * count]
+        highest = np.uint64(self._threshold - 1)  # which may be lower when they are counted
+        found = key_kernels.choose_keys(words, places, bits, self.order, highest, hashes, chosen)
         done = 0
-        while done < len(words):
-            done = key_kernels.sample_keys(
-                words,
-                places,
-                bits,
-                done,
-                np.uint64(self._threshold - 1),
-                self._limit,
-                self._slots,
-                self._tokens,
-                self._entries,
-            )
-            if self._entries[0] > self._limit:
-                self._lower()
+        with self._lock:
+            while done < found:
+                done = key_kernels.sample_keys(
+                    words,
+                    places,
+                    bits,
+                    hashes[:found],
+                    chosen[:found],
+                    done,
+                    np.uint64(self._threshold - 1),
+                    self._limit,
+                    self._slots,
+                    self._tokens,
+                    self._entries,
+                )
+                if self._entries[0] > self._limit:
+                    self._lower()
 
     def sample(self) -> NgramSample:
         """Return the sample of all that was pushed."""

@@ -103,6 +103,7 @@ class Occurrences(Collector):
     """Draws the sample from a stream of chunks."""
 
     name = "occurrences"
+    ordered = False
 
     def __init__(self, layout: HashLayout, size: int = POSITIONS) -> None:
         self.size = size

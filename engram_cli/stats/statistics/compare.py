@@ -29,7 +29,7 @@ from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.numbers import mean
 from engram_cli.registry import LazyModule
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.counting.counters import Counter, buffer_bytes, scratch_bytes
+from engram_cli.stats.counting.counters import Counter, buffer_bytes
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.sampling.by_use import uses_of
 from engram_cli.stats.sampling.distinct import sampler_bytes
@@ -115,7 +115,7 @@ class Uncompressed(Collector):
         self._exact = () if exact is None else exact_ngrams(self.layout, exact)
         self._occurrences = Occurrences(self.layout)
         self._counter = Counter(self.layout, sample_size, (*self._exact, self._occurrences))
-        self._scratch = self._counter.scratch()
+        self._lane = self._counter.lane()
         self._history = np.full(layout.max_order - 1, self.layout.filler_id, dtype=np.int32)
 
     @property
@@ -123,15 +123,18 @@ class Uncompressed(Collector):
         """The bytes of counters and samples, once more."""
         samples = sum(sampler_bytes(order, self._size) for order in self.layout.orders)
         samples += self._occurrences.memory
-        scratch = buffer_bytes(self.layout) + scratch_bytes(self.layout)
-        return 4 * sum(entry.rows for entry in self.layout.layers) + samples + scratch
+        return (
+            4 * sum(entry.rows for entry in self.layout.layers)
+            + samples
+            + buffer_bytes(self.layout)
+        )
 
     def push(self, chunk: TokenChunk) -> None:
         """Count the raw ids of a chunk; look-back ends where it ends in the compressed ones."""
         tokens = np.concatenate([self._history, chunk.ids.astype(np.int32)])
         self._history = tokens[len(tokens) - len(self._history) :].copy()
         window = Window(tokens=tokens, seen=chunk.window.seen)
-        self._counter.push(replace(chunk, window=window), self._scratch)
+        self._counter.push(replace(chunk, window=window), self._lane)
 
     def state(self) -> State:
         """Return the state of the counters, and the last tokens."""

@@ -247,6 +247,7 @@ class Growth(Collector):
     """Follows the first arrivals of n-grams, and of the rows of each order's first head."""
 
     name = "growth"
+    ordered = False
 
     def __init__(self, layout: HashLayout, size: int = DEFAULT_SIZE) -> None:
         """Follow `size` n-grams of each order."""

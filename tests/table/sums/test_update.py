@@ -210,4 +210,5 @@ def test_document_hashes_are_xxh64_of_the_words(tmp_path: Path) -> None:
         expected.append(int(checksum.hexdigest(), 16))
     assert document_hashes(file.map()).tolist() == sorted(expected)
     assert int(documents_digest(file.map()), 16) == sum(expected) % 2**64
-    assert file.documents_digest == documents_digest(file.map())
+    for threads in (1, 2, 3, 200):
+        assert file.documents_digest == documents_digest(file.map(), threads)

@@ -5,6 +5,9 @@ A document is its words in the token file: ids as little-endian uint32, 2**31 ad
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
 import numpy as np
 from numba import uint32, uint64
 from numpy.typing import NDArray
@@ -17,6 +20,7 @@ _PRIME_3 = 0x165667B19E3779F9
 _PRIME_4 = 0x85EBCA77C2B2AE63
 _PRIME_5 = 0x27D4EB2F165667C5
 _STRIPE = 8  # words
+_LOOKED_AT = 2**16  # words
 
 
 @kernel("uint64(uint64, uint64)")
@@ -80,12 +84,29 @@ def _hashes(words, out):  # type: ignore[no-untyped-def]
     return total
 
 
-def documents_digest(words: NDArray[np.uint32]) -> str:
+def documents_digest(words: NDArray[np.uint32], threads: int = 1) -> str:
     """Return the sum modulo 2**64 of the hashes of all documents, as 16 hex digits.
 
     `words` uint32[T]: those of a token file. The first one begins a document.
     """
-    return f"{int(_hashes(words, np.empty(0, dtype=np.uint64))):016x}"
+    nothing = np.empty(0, dtype=np.uint64)
+    with ThreadPoolExecutor(threads) as pool:
+        sums = pool.map(lambda part: int(_hashes(part, nothing)), _whole_documents(words, threads))
+        return f"{sum(sums) % 2**64:016x}"
+
+
+def _whole_documents(words: NDArray[np.uint32], parts: int) -> list[NDArray[np.uint32]]:
+    """Return the words in about so many parts, each of which begins with a document."""
+    begins = [0]
+    for part in range(1, parts):
+        at = max(len(words) * part // parts, begins[-1])
+        while at < len(words):
+            found = np.flatnonzero(words[at : at + _LOOKED_AT] >= START)
+            if len(found):
+                begins.append(at + int(found[0]))
+                break
+            at += _LOOKED_AT
+    return [words[begin:end] for begin, end in pairwise([*begins, len(words)])]
 
 
 def document_hashes(words: NDArray[np.uint32]) -> NDArray[np.uint64]:

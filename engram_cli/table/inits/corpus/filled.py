@@ -38,7 +38,6 @@ from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbedding
 from engram_cli.table.inits.corpus.memory_plan import (
     MemoryPlan,
     columns_of,
-    cut_columns,
     fixed_bytes,
 )
 from engram_cli.table.inits.corpus.pairs import TokenPairs, check_fold, write_pairs
@@ -256,23 +255,16 @@ class CorpusFill:
 
         def deal(spans: Mapping[int, Span]) -> dict[int, ColumnPart]:
             pairs = map_pairs(pair_files[self.layout.orders[min(spans) // self.layout.heads]])
-            take = self.kept.buffer_pool.take
-
-            def some(own: dict[int, Span]) -> dict[int, ColumnPart]:
-                vectors = {c: self._vectors(layer, c, dim) for c in own}
-                parts = deal_out([pairs], plan, own, vectors, take)
-                if records is not None:
-                    for column, part in parts.items():
-                        first = entry.offsets[column]
-                        part.records = records[first : first + entry.moduli[column]]
-                return parts
-
-            made: dict[int, ColumnPart] = {}
             with ThreadPoolExecutor(self.threads) as pool:
-                share = -(-len(spans) // self.threads)
-                for found in pool.map(some, cut_columns(spans, sorted(spans), share)):
-                    made |= found
-            return made
+                found = list(pool.map(lambda c: self._vectors(layer, c, dim), spans))
+            vectors = dict(zip(spans, found, strict=True))
+            take = self.kept.buffer_pool.take
+            parts = deal_out([pairs], plan, spans, vectors, take, self.threads)
+            if records is not None:
+                for column, part in parts.items():
+                    first = entry.offsets[column]
+                    part.records = records[first : first + entry.moduli[column]]
+            return parts
 
         def release(part: ColumnPart) -> None:
             self.kept.buffer_pool.give(part.release())
@@ -286,7 +278,7 @@ class CorpusFill:
             if self.centre == "vocabulary":
                 self.kept.followed = np.ones(self.embeddings.tokens, dtype=np.int64)
             else:
-                self.kept.followed = self.token_pairs.follower_counts()
+                self.kept.followed = self.token_pairs.follower_counts(self.threads)
         return self.kept.followed
 
     @property

@@ -7,8 +7,9 @@ a quarter as many pairs as the corpus has.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -31,7 +32,9 @@ _LEAST_SLOTS = 4
 # 2**15 slots, 512 KB, let 37 and 49 % of 2- and 3-gram pairs through, 2**17 33 and 45 %, but those
 # are no longer in the L2 cache: 18 and 20 ns a token instead of 6 and 12.
 _TABLE_BITS = 15
-_WHOLE = 2**24  # pairs of the largest block: 268 MB; 63 M pairs at once unite 8 % further
+_WHOLE = 2**24  # pairs of the largest blocks: 268 MB; 63 M pairs at once unite 8 % further
+_SHARES = 4  # of the parts of a block, for each thread
+_UNITERS = 2  # one block is written while threads unite the next one
 _LEAST = 2**16
 
 
@@ -56,12 +59,18 @@ class TokenPairs:
         """Return an upper bound of the number of pairs."""
         return self.file.tokens * len(self.lags(order))
 
-    def follower_counts(self) -> NDArray[np.int64]:
+    def follower_counts(self, threads: int = 1) -> NDArray[np.int64]:
         """Return int64[V]: how often each token follows another one in its sequence."""
-        counts = np.zeros(self.layout.vocab_size, dtype=np.int64)
         words = self.file.map()
-        for begin in range(0, len(words), STEP):
-            kernels.count_words(np.array(words[begin : begin + STEP]), self.joined, counts)
+
+        def count(thread: int) -> NDArray[np.int64]:
+            counts = np.zeros(self.layout.vocab_size, dtype=np.int64)
+            for begin in range(thread * STEP, len(words), threads * STEP):
+                kernels.count_words(np.array(words[begin : begin + STEP]), self.joined, counts)
+            return counts
+
+        with ThreadPoolExecutor(threads) as pool:
+            counts = sum(pool.map(count, range(threads)), np.zeros((), dtype=np.int64))
         if len(words) and (self.joined or words[0] < START):
             counts[words[0] & np.uint32(START - 1)] -= 1  # it follows nothing
         return counts
@@ -82,15 +91,29 @@ def write_pairs(
     `memory` bytes bound the block of pairs that is united at a time; a pair may come once a block.
     """
     lags = what.lags(order)
-    most = min(max(memory // (2 * 16 * len(lags)), _LEAST), _WHOLE)
+    most = min(max(memory // (2 * _UNITERS * 16 * len(lags)), _LEAST), _WHOLE // _UNITERS)
     reader = _Reader(what, layer, order, what.file.map())
-    uniter = _Uniter(min(most, what.file.tokens), len(lags), threads)
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
-        for begin in range(0, what.file.tokens, most):
-            end = min(begin + most, what.file.tokens)
-            for pairs in uniter.united(reader, _steps(begin, end), pool):
+    uniters = [_Uniter(min(most, what.file.tokens), len(lags), threads) for _ in range(_UNITERS)]
+    written: deque[Future[None]] = deque()
+    with (
+        path.open("wb", buffering=0) as file,
+        ThreadPoolExecutor(threads) as pool,
+        ThreadPoolExecutor(1) as writer,
+    ):
+
+        def write(parts: list[NDArray[np.uint64]]) -> None:
+            for pairs in parts:
                 file.write(pairs.data)
+
+        for index, begin in enumerate(range(0, what.file.tokens, most)):
+            if len(written) == _UNITERS:
+                written.popleft().result()
+            end = min(begin + most, what.file.tokens)
+            parts = list(uniters[index % _UNITERS].united(reader, _steps(begin, end), pool))
+            written.append(writer.submit(write, parts))
             progress.advance(end - begin)
+        for each in written:
+            each.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +176,7 @@ class _Reader:
         self._what, self._order, self._words = what, order, words
         self._plan = plan_layer(what.layout, what.layout.layer(layer))
         self._index = what.layout.orders.index(order)
+        self._own = local()
         self.lags = what.lags(order)
 
     def pairs(self, span: tuple[int, int]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
@@ -184,7 +208,10 @@ class _Reader:
     def _window(self, ids: NDArray[np.uint32], starts: NDArray[np.bool_], older: int) -> Window:
         """Return the positions after the first `older` tokens, at least N where there are as many:
         these decide what the positions see."""
-        hasher = StreamHasher(self._what.layout)
+        hasher: StreamHasher | None = getattr(self._own, "hasher", None)
+        if hasher is None:
+            hasher = self._own.hasher = StreamHasher(self._what.layout)
+        hasher.reset()
         hasher.push(ids[:older], starts=starts[:older])
         return hasher.push(ids[older:], starts=starts[older:])
 
@@ -228,7 +255,11 @@ class _Uniter:
         begins = np.cumsum(whole) - whole
         places = begins + np.cumsum(sizes, axis=0) - sizes
         list(pool.map(split, threads))
-        yield from pool.map(self._unite, begins.tolist(), whole.tolist())
+        ends = list(zip(begins.tolist(), whole.tolist(), strict=True))
+        share = -(-len(ends) // (_SHARES * self._threads))  # a task for each part took 40 us of it
+        shares = [ends[at : at + share] for at in range(0, len(ends), share)]
+        for found in pool.map(lambda own: [self._unite(*each) for each in own], shares):
+            yield from found
 
     def _combined(self, reader: _Reader, spans: list[Span], thread: int) -> NDArray[np.uint64]:
         """Return the pairs of the spans; most pairs that repeat soon are added up."""

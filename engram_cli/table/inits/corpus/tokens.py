@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, InputError, TokenIdError, UndecodableError
 from engram_cli.files import inner_file, output_errors, read_json
+from engram_cli.hashing.hasher import first_unknown
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import open_work, remove_work
 from engram_cli.progress import SILENT, Progress
@@ -67,19 +69,15 @@ class Piece:
 
 def piece_of(block: TokenBlock, layout: HashLayout) -> Piece:
     """Return a block as words. Raises TokenIdError naming file, document and position."""
-    ids = block.ids.astype(np.int64)
-    bad = (ids < 0) | (ids >= layout.vocab_size)
-    if layout.lookup is not None:
-        bad |= layout.lookup[np.where(bad, 0, ids)] < 0
-    if bad.any():
-        at = int(np.argmax(bad))
+    at = first_unknown(layout, block.ids)
+    if at >= 0:
         raise TokenIdError(
-            f"{block.locate(at)} (counted from 0): token id {ids[at]} is none of the "
+            f"{block.locate(at)} (counted from 0): token id {block.ids[at]} is none of the "
             f"vocabulary of {layout.vocab_size}",
             "was the text tokenised with another tokenizer?",
         )
-    words = ids.astype("<u4")
-    words[block.starts] |= np.uint32(START)
+    words = block.ids.astype("<u4")
+    words |= block.starts.astype("<u4") << np.uint32(31)
     return Piece(words=words, size=block.size, read_position=block.read_position)
 
 
@@ -91,9 +89,12 @@ def split_starts(words: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray
 class TokenWriter:
     """Writes the token file in `folder`, or continues one of the same `request`."""
 
-    def __init__(self, folder: Path, request: str | None) -> None:
-        """`request`: a digest of all that decides the ids; None: nothing can be resumed."""
-        self.folder = folder
+    def __init__(self, folder: Path, request: str | None, threads: int = 1) -> None:
+        """`request`: a digest of all that decides the ids; None: nothing can be resumed.
+
+        `threads`: that digest the finished file.
+        """
+        self.folder, self._threads = folder, threads
         self._request = request
         self._reset()
         if request is not None and (folder / STATE).is_file():
@@ -203,13 +204,16 @@ class TokenWriter:
         from engram_cli.table.inits.corpus.documents import documents_digest
 
         path = self.folder / TOKENS
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(file_checksum, path)
+            documents = documents_digest(_mapped(path, self.tokens), self._threads)
         return TokenFile(
             path=path,
             tokens=self.tokens,
             documents=self.documents,
             largest=self.largest,
-            digest=file_checksum(path),
-            documents_digest=documents_digest(_mapped(path, self.tokens)),
+            digest=digest.result(),
+            documents_digest=documents,
         )
 
 
