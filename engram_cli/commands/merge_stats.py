@@ -24,12 +24,7 @@ from engram_cli.stats.partial import Partial
 from engram_cli.stats.results import all_results
 from engram_cli.stats.sampling.text_ngrams import EXACT_OF
 from engram_cli.stats.statistics.sources import Sources, TooManySources
-from engram_cli.stats.stats_io import (
-    FIXED_KEYS,
-    STATISTICS_FOLDER,
-    Statistics,
-    read_stats,
-)
+from engram_cli.stats.stats_io import FIXED_KEYS, STATISTICS_FOLDER, Statistics, read_stats
 from engram_cli.vocab.parquet import read_vocab
 
 

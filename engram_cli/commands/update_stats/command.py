@@ -46,10 +46,7 @@ from engram_cli.outputs import clear_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import is_remote
 from engram_cli.stats.collector_set import kept_states
-from engram_cli.stats.counting.checkpoint import (
-    finished_request,
-    note_finished,
-)
+from engram_cli.stats.counting.checkpoint import finished_request, note_finished
 from engram_cli.stats.names import Names
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.removal import FullCounters, remove
