@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engram_cli.commands.hash_stats import StatisticsResult, sample_texts, write_statistics
 from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.page_facts import merged_facts
+from engram_cli.commands.statistics_folder import (
+    StatisticsResult,
+    check_statistics,
+    sample_texts,
+    write_statistics,
+)
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
-from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import locate
-from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collector_set import read_collected
 from engram_cli.stats.partial import Partial
@@ -74,16 +77,13 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     request = replace(request, parts=tuple(map(locate, request.parts)))
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
-    inputs = (*request.parts, vocab)
-    prepare_output(out, STATISTICS_FOLDER, force=request.force, inputs=inputs)
-    if request.report is not None:
-        check_page(
-            request.report,
-            request.force,
-            option="--report",
-            inputs=inputs,
-            artifacts=(out, *request.parts),
-        )
+    check_statistics(
+        out,
+        request.report,
+        force=request.force,
+        inputs=(*request.parts, vocab),
+        artifacts=request.parts,
+    )
     progress.start("merging", len(parts), "folders")
     whole, dropped = _merged(parts, progress)
     counts = whole.counts
