@@ -146,7 +146,7 @@ def _write(
     whole = counted.partial
 
     def results() -> Mapping[str, object]:
-        found = all_results(whole, read.result())
+        found = all_results(whole, read.result)
         sources = found.get("sources")
         if isinstance(sources, SourcesResult):
             check_names(sources.names, plan.files, request.corpus)

@@ -87,7 +87,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
             "documents were joined: n-grams that cross from one part into the next are missing"
         )
     read = read_vocab(vocab) if vocab.is_file() else None
-    results = all_results(whole, read)
+    results = all_results(whole, lambda: read)
     corpus = _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - results.keys() | dropped

@@ -134,7 +134,7 @@ def _write_change(
     trim()
     read = _named(vocab, before.layout)
     whole = _changed(before, counted, Names(before.layout, read), progress)
-    results = all_results(whole, read)
+    results = all_results(whole, lambda: read)
     left_out = tuple(sorted(before.document.keys() - FIXED_KEYS - results.keys()))
     _note_changes(before, whole.counts, left_out, progress)
     partials = kept_states(whole.states())
