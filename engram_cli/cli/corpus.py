@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.compress_vocab import CompressVocabResult
-    from engram_cli.commands.hash_stats import HashStatsResult, StatisticsResult
+    from engram_cli.commands.hash_stats import HashStatsResult
+    from engram_cli.commands.statistics_folder import StatisticsResult
     from engram_cli.view import View
     from engram_cli.vocab.groups import Group, VocabDiff
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import note_layout, tokenizer_file
 from engram_cli.commands.geometry import with_preset
 from engram_cli.commands.output_address import at_address, is_address
-from engram_cli.commands.page_facts import Facts, counted_facts, counted_on
+from engram_cli.commands.page_facts import Facts, counted_facts
 from engram_cli.commands.requests.corpus import HashStatsRequest
 from engram_cli.commands.requests.options import located
+from engram_cli.commands.statistics_folder import (
+    StatisticsResult,
+    check_statistics,
+    sample_texts,
+    write_statistics,
+)
 from engram_cli.corpus.checks import (
     check_field,
     check_labelled,
@@ -33,14 +36,11 @@ from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stamps import Stamps, check_companions, stamps_of
 from engram_cli.engines.base import ENGINES, Reading, request_fingerprint
 from engram_cli.engines.counting import Counted, Running, Work, count, resume_folder
-from engram_cli.errors import InputError, OutputError
+from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
 from engram_cli.numbers import counted
-from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
-from engram_cli.report.page import write_page
-from engram_cli.report.place import check_page
 from engram_cli.sizes import available_memory, processors
 from engram_cli.stats.collector_set import (
     exact_memory,
@@ -50,50 +50,19 @@ from engram_cli.stats.collector_set import (
 )
 from engram_cli.stats.counting.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
-from engram_cli.stats.names import Names
-from engram_cli.stats.results import all_results, split_results, statistics_page
-from engram_cli.stats.statistic import CollectorOptions, Results
-from engram_cli.stats.statistics.collisions import ColumnStats
-from engram_cli.stats.statistics.orders import OrderStats
+from engram_cli.stats.results import all_results
+from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.statistics.overlap import SourcesResult
-from engram_cli.stats.stats_io import STATISTICS_FOLDER, read_stats, write_stats
-from engram_cli.stats.verdict_view import StatedVerdict
+from engram_cli.stats.stats_io import STATISTICS_FOLDER
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
-from engram_cli.vocab.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from engram_cli.stats.state import State
-    from engram_cli.stats.totals import Counts
-    from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
 # The fields of a request that decide the figures, with layout, corpus and tokenizer.
 _DECISIVE = (
     *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
     *("locality", "holdout", "growth", "partition_size"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatisticsResult:
-    """The results of a corpus under a layout, as in stats.json; `sections` are the further ones.
-
-    `verdict`: what follows from them for a table of this size; not in the statistics folder.
-    """
-
-    out: Path
-    scheme: str
-    fingerprint: str
-    layers: tuple[int, ...]
-    files: int
-    empty_files: int
-    documents: int
-    tokens: int
-    join_documents: bool
-    orders: tuple[OrderStats, ...]
-    columns: tuple[ColumnStats, ...]
-    sections: dict[str, object]
-    verdict: StatedVerdict | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +114,8 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         plan, tokenizer = work.plan, work.reading.tokenizer_path
         del work  # the tokenizer takes a hundred megabytes, and the results some more
         trim()
-        facts, finished = (
-            counted_facts(asked, tokenizer),
-            partial(note_finished, running.checkpoints),
-        )
+        facts = counted_facts(asked, tokenizer)
+        finished = partial(note_finished, running.checkpoints)
         written = _write(counted, plan, vocab, out, request, facts, finished, progress)
         remove_checkpoint(running.checkpoints)
     return HashStatsResult(
@@ -176,7 +143,7 @@ def _write(
     whole = counted.partial
 
     def results() -> Mapping[str, object]:
-        found = all_results(whole, read.result())
+        found = all_results(whole, read.result)
         sources = found.get("sources")
         if isinstance(sources, SourcesResult):
             check_names(sources.names, plan.files, request.corpus)
@@ -202,59 +169,6 @@ def _write(
         )
 
 
-def sample_texts(counts: Counts, vocab: CompressedVocab | None) -> Mapping[int, str] | None:
-    """Return the text of each compressed id in the samples; None without a vocabulary."""
-    tokens = np.concatenate([sample.tokens.reshape(-1) for sample in counts.samples])
-    return Names(counts.layout, vocab).texts(tokens)
-
-
-def write_statistics(
-    counts: Counts,
-    results: Callable[[], Mapping[str, object]],
-    out: Path,
-    *,
-    force: bool,
-    report: Path | None,
-    corpus: Mapping[str, int],
-    partials: Mapping[str, State],
-    texts: Callable[[], Mapping[int, str] | None],
-    facts: Facts,
-    finished: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Write the statistics folder `out`, and the page `report` if one is asked for.
-
-    Returns the fields of a `StatisticsResult`. `results` and `texts` compute them while files are
-    written. `facts`: what the page says of the corpus. `finished` is called with the digest before
-    the folder is in place.
-    """
-    found = write_stats(
-        counts,
-        results,
-        out,
-        corpus=corpus,
-        partials=partials,
-        texts=texts,
-        force=force,
-        finished=finished,
-    )
-    if report is not None:
-        statistics = read_stats(out)
-        page = statistics_page(statistics, (*facts, *counted_on(statistics)))
-        write_page(page, report, force=force)
-    return {
-        "out": out,
-        "scheme": counts.layout.scheme,
-        "fingerprint": counts.layout.fingerprint,
-        "layers": counts.layout.layer_ids,
-        "files": corpus.get("files", 0),
-        "empty_files": corpus.get("empty_files", 0),
-        "documents": counts.documents,
-        "tokens": counts.tokens,
-        "join_documents": counts.joined,
-        **split_results(Results(tokens=counts.tokens, documents=counts.documents, found=found)),
-    }
-
-
 def prepare(
     request: HashStatsRequest,
     vocab: Path,
@@ -272,11 +186,7 @@ def prepare(
     sources = find_sources(request.sources, request.corpus)
     check_labelled(sources.files, request.corpus)
     given, layout = layout is not None, layout or request.geometry.resolve(vocab)
-    if layout.fold == "oldest-first-late":
-        raise InputError(
-            f"n-grams of {layout.scheme} are not counted: most do not end at the current token",
-            "count with engram-v1, whose primes and multipliers are the same",
-        )
+    _check_fold(layout)
     if not given:
         note_layout(layout, vocab, progress)
     text = needs_tokenizer(sources.files, request.corpus)
@@ -287,26 +197,14 @@ def prepare(
     if not given:
         _check_places(request, sources, vocab, out)
     check_field(sources.files, request.corpus, progress)
-    tokenizer = loader = None
-    if text:
-        where = request.geometry, request.workspace, request.tokenizer
-        file = tokenizer_file(vocab, *where, progress)
-        if not given and request.engine == "local" and wants_fast(request.encoder, plan.size):
-            loader = FastLoader(file)  # 0.5 s, while `tokenizers` and kernels are loaded
-        tokenizer = load_tokenizer(file, progress)
+    fast = not given and request.engine == "local" and wants_fast(request.encoder, plan.size)
+    tokenizer, loader = _open_tokenizer(request, vocab, fast, progress) if text else (None, None)
     for remark in (*_idle(request, sources, text), *remarks(sources.files, request.corpus)):
         progress.note(remark)
     progress.note(str(memory))
     if collector_options.exact_bytes is not None:
         progress.note(f"exact counting may take {collector_options.exact_bytes / 1e6:,.0f} MB more")
-    decisive = {name: getattr(request, name) for name in _DECISIVE} | {
-        "layout": layout.fingerprint,
-        "tokenizer": None if tokenizer is None else tokenizer.digest,
-    }
-    stamps = stamps_of(sources.files, request.corpus)
-    fingerprint = request_fingerprint(sources.files, request.corpus, decisive, stamps)
-    if fingerprint is None and request.engine == "local":
-        progress.note("no checkpoints: a source is a pipe or has an unknown size")
+    stamps, fingerprint = _identity(request, sources, layout, tokenizer, progress)
     work = Work(
         plan=plan,
         reading=Reading(
@@ -330,6 +228,46 @@ def prepare(
         checkpoint_seconds=request.checkpoint_seconds,
     )
     return work, running, stamps
+
+
+def _check_fold(layout: HashLayout) -> None:
+    """Raise InputError for a layout whose n-grams cannot be counted."""
+    if layout.fold == "oldest-first-late":
+        raise InputError(
+            f"n-grams of {layout.scheme} are not counted: most do not end at the current token",
+            "count with engram-v1, whose primes and multipliers are the same",
+        )
+
+
+def _open_tokenizer(
+    request: HashStatsRequest, vocab: Path, fast: bool, progress: Progress
+) -> tuple[TokenizerFile, FastLoader | None]:
+    """Return the tokenizer of the corpus, and what loads fastokens for it meanwhile if `fast`."""
+    file = tokenizer_file(vocab, request.geometry, request.workspace, request.tokenizer, progress)
+    loader = FastLoader(file) if fast else None  # 0.5 s, while `tokenizers` and kernels are loaded
+    return load_tokenizer(file, progress), loader
+
+
+def _identity(
+    request: HashStatsRequest,
+    sources: Sources,
+    layout: HashLayout,
+    tokenizer: TokenizerFile | None,
+    progress: Progress,
+) -> tuple[Stamps | None, str | None]:
+    """Return when the files were changed, and the fingerprint of all that decides the figures.
+
+    None where a corpus cannot be read twice.
+    """
+    decisive = {name: getattr(request, name) for name in _DECISIVE} | {
+        "layout": layout.fingerprint,
+        "tokenizer": None if tokenizer is None else tokenizer.digest,
+    }
+    stamps = stamps_of(sources.files, request.corpus)
+    fingerprint = request_fingerprint(sources.files, request.corpus, decisive, stamps)
+    if fingerprint is None and request.engine == "local":
+        progress.note("no checkpoints: a source is a pipe or has an unknown size")
+    return stamps, fingerprint
 
 
 def _plan(
@@ -372,25 +310,8 @@ def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> Iterator[s
 
 def _check_places(request: HashStatsRequest, sources: Sources, vocab: Path, out: Path) -> None:
     """Raise OutputError for what may not be replaced or cannot be written."""
-    inputs = (*sources.places, vocab, request.tokenizer)
     if not request.force:
         clear_finished(resume_folder(out), out)
         clear_lock(resume_folder(out))
-    prepare_output(out, STATISTICS_FOLDER, force=request.force, inputs=inputs)
-    check_writable(out, "--out")
-    if request.report is not None:
-        check_page(
-            request.report, request.force, option="--report", inputs=inputs, artifacts=(out,)
-        )
-        check_writable(request.report, "--report")
-
-
-def check_writable(out: Path, option: str) -> None:
-    """Raise OutputError now rather than after an hour of counting."""
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"cannot write {out}: {parent} is read-only", f"write elsewhere with {option}"
-        )
+    inputs = (*sources.places, vocab, request.tokenizer)
+    check_statistics(out, request.report, force=request.force, inputs=inputs)

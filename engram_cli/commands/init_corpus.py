@@ -15,7 +15,7 @@ from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import PARTITION_BYTES, Plan, plan_partitions
 from engram_cli.corpus.sources import Sources
 from engram_cli.corpus.stamps import check_companions, stamps_of
-from engram_cli.engines import filling
+from engram_cli.engines import corpus_tokens
 from engram_cli.engines.base import Engine, Reading, request_fingerprint
 from engram_cli.engines.filling import TASK_BYTES
 from engram_cli.engines.local import LocalEngine
@@ -24,11 +24,7 @@ from engram_cli.formats.embeddings import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.sizes import available_memory, processors
-from engram_cli.table.inits.corpus.embeddings import (
-    Embeddings,
-    MatrixEmbeddings,
-    RandomEmbeddings,
-)
+from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings, RandomEmbeddings
 from engram_cli.table.inits.corpus.pairs import check_fold
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
 from engram_cli.table.inits.normal import DEFAULT_STD
@@ -228,7 +224,7 @@ def _write(
     if writer.size:
         progress.advance(writer.size)
     try:
-        filling.write_tokens(engine, reading, plan, writer, progress, insisted=insisted)
+        corpus_tokens.write_tokens(engine, reading, plan, writer, progress, insisted=insisted)
     except UndecodableError:
         if writer.tokens and writer.resumable:
             progress.note(

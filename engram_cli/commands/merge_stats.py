@@ -6,27 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engram_cli.commands.hash_stats import StatisticsResult, sample_texts, write_statistics
 from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.page_facts import merged_facts
+from engram_cli.commands.statistics_folder import (
+    StatisticsResult,
+    check_statistics,
+    sample_texts,
+    write_statistics,
+)
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
-from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import locate
-from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collector_set import read_collected
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.results import all_results
 from engram_cli.stats.sampling.text_ngrams import EXACT_OF
 from engram_cli.stats.statistics.sources import Sources, TooManySources
-from engram_cli.stats.stats_io import (
-    FIXED_KEYS,
-    STATISTICS_FOLDER,
-    Statistics,
-    read_stats,
-)
+from engram_cli.stats.stats_io import FIXED_KEYS, STATISTICS_FOLDER, Statistics, read_stats
 from engram_cli.vocab.parquet import read_vocab
 
 
@@ -74,16 +72,13 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     request = replace(request, parts=tuple(map(locate, request.parts)))
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
-    inputs = (*request.parts, vocab)
-    prepare_output(out, STATISTICS_FOLDER, force=request.force, inputs=inputs)
-    if request.report is not None:
-        check_page(
-            request.report,
-            request.force,
-            option="--report",
-            inputs=inputs,
-            artifacts=(out, *request.parts),
-        )
+    check_statistics(
+        out,
+        request.report,
+        force=request.force,
+        inputs=(*request.parts, vocab),
+        artifacts=request.parts,
+    )
     progress.start("merging", len(parts), "folders")
     whole, dropped = _merged(parts, progress)
     counts = whole.counts
@@ -92,7 +87,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
             "documents were joined: n-grams that cross from one part into the next are missing"
         )
     read = read_vocab(vocab) if vocab.is_file() else None
-    results = all_results(whole, read)
+    results = all_results(whole, lambda: read)
     corpus = _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - results.keys() | dropped

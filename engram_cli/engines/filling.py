@@ -1,16 +1,14 @@
-"""Fills rows from a corpus: tokens and rows as tasks for any engine.
+"""Fills rows from the token file of a corpus: rows as tasks for any engine.
 
-Workers need the corpus, not the disk of the table. Tokens come back in order into the builder's
-scratch file, whole rows into its chunks, so that journal, checksums and digest are made in one
-place. Rows are equal to the bit on every engine: all sums are of integers.
+Workers need the tokens, not the disk of the table. Whole rows come back into its chunks, so that
+journal, checksums and digest are made in one place. Rows are equal to the bit on every engine: all
+sums are of integers.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import pairwise
@@ -20,30 +18,22 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import ReadPosition, TokenBlock
-from engram_cli.corpus.partitions import Plan
-from engram_cli.engines.base import Engine, Reading, Task, portable
-from engram_cli.errors import EngramError, InputError
+from engram_cli.engines.base import Engine, Task
+from engram_cli.errors import InputError
 from engram_cli.hashing.hasher import plan_layer
-from engram_cli.progress import SILENT, Progress
+from engram_cli.progress import Progress
 from engram_cli.stats.counting.memory import base_bytes
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus.buckets import ColumnVectors, PartitionedColumns, summed_rows
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
-from engram_cli.table.inits.corpus.filled import (
-    CorpusFill,
-    column_vectors,
-    fill_columns,
-)
+from engram_cli.table.inits.corpus.filled import CorpusFill, column_vectors, fill_columns
 from engram_cli.table.inits.corpus.memory_plan import columns_of
 from engram_cli.table.inits.corpus.pairs import TokenPairs, TokenSpan, span_pairs, token_spans
-from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter, piece_of
 
 Fetch: TypeAlias = Callable[[Any], NDArray[Any]]
 """Gives the array that a reference stands for, inside a task."""
 
 TASK_BYTES = 2 * 10**9  # of a task, unless the user says otherwise
-_PIECE = 2**20  # tokens of a piece from a worker, at least
 _PAIR = 24  # bytes of a pair and of its entry in a bucket
 _TOKEN_BYTES = 40  # bytes of a token while its pairs are made, for each of its lags
 _VECTOR = 24  # bytes of a value of the vectors while they are made
@@ -53,116 +43,6 @@ _STORED_SHARE = 4  # rows of a pass take one part in so many of what references 
 _TASKS_A_SLOT = 4  # so that a slot that finishes early takes more
 _LEAST_ROWS = 2**16  # of a range: below, hashing all pairs for it outweighs adding its own
 _MATRIX_ROWS = 2**11  # of an embedding matrix that are one object, read at a time
-
-
-def write_tokens(
-    engine: Engine,
-    reading: Reading,
-    plan: Plan,
-    writer: TokenWriter,
-    progress: Progress,
-    *,
-    insisted: bool = False,
-) -> None:
-    """Write the corpus into `writer`, from where it stands; a cluster continues with the partition
-    after the last whole one.
-
-    `insisted`: a run that continues must take the same encoder. Raises CorpusError and TokenIdError
-    naming the file and the place, EncoderDiffers, OutputError; EngineError where a cluster fails.
-    """
-    read_position, first = writer.read_position, 0
-    if engine.remote:
-        plan = portable(plan)
-        after = _partition_after(plan, read_position)
-        if after is None:
-            progress.note("they end inside a partition, so the cluster starts over")
-            writer.restart()
-            progress.start("tokens of the corpus", plan.size, "bytes")
-        first = after or 0
-    keep = reading.encoder if insisted else writer.encoder
-    reading = replace(reading, encoder=keep or reading.encoder, threads=engine.threads)
-    memory = base_bytes(text=reading.tokenizer is not None)
-    task = Task(function=token_pieces, cpus=engine.threads, memory=memory)
-    if not engine.remote:
-        pieces = engine.stream(task, [((reading, plan, None, read_position, progress), 0)])
-    else:
-        slots = engine.slots(task)
-        progress.note(
-            f"ray: tokens of {len(plan) - first} partitions, {slots} at a time, "
-            f"{memory / 1e6:,.0f} MB each"
-        )
-        shared = engine.put(reading.sent())
-        ends = [*plan.begins[1:], len(plan.files)]
-        parts = range(first, len(plan))
-        calls = [((shared, plan.part(at, at + 1), ends[at]), 0) for at in parts]
-        pieces = engine.stream(task, calls)
-    writer.write(pieces, keep, progress)
-
-
-def token_pieces(
-    reading: Reading,
-    plan: Plan,
-    end: int | None,
-    read_position: ReadPosition | None = None,
-    progress: Progress = SILENT,
-) -> Iterator[Piece]:
-    """Yield the words of some partitions, from `read_position` on.
-
-    `end`: the index of the file after the partition that a worker reads. Then words come a few MB
-    at a time, and reading can resume after the last ones alone.
-    """
-    with (
-        reading.stream(plan, read_position, progress) as (stream, _),
-        closing(stream.blocks()) as blocks,
-    ):
-        if end is None:
-            yield from _pieces(blocks, reading)
-            return
-        held: list[Piece] = []
-        for block in blocks:
-            held.append(piece_of(block, reading.layout))
-            if sum(len(piece.words) for piece in held) >= _PIECE:
-                yield _joined(held)
-                held = []
-        empty = Piece(words=np.empty(0, dtype=np.uint32), size=0)
-        yield replace(_joined([*held, empty]), read_position=ReadPosition(file=end))
-
-
-def _pieces(blocks: Iterator[TokenBlock], reading: Reading) -> Iterator[Piece]:
-    """Yield the words of blocks in order, made by several threads.
-
-    Raises what `blocks` raises after the words of all blocks before.
-    """
-    failed: EngramError | None = None
-    waiting: deque[Future[Piece]] = deque()
-    with ThreadPoolExecutor(reading.threads, thread_name_prefix="engram-words") as pool:
-        try:
-            for block in blocks:
-                waiting.append(pool.submit(piece_of, block, reading.layout))
-                if len(waiting) > reading.threads:
-                    yield waiting.popleft().result()
-        except EngramError as error:
-            failed = error
-        while waiting:
-            yield waiting.popleft().result()
-    if failed is not None:
-        raise failed
-
-
-def _joined(pieces: Sequence[Piece]) -> Piece:
-    words = np.concatenate([piece.words for piece in pieces])
-    return Piece(words=words, size=sum(piece.size for piece in pieces))
-
-
-def _partition_after(plan: Plan, read_position: ReadPosition | None) -> int | None:
-    """Return the first partition that is not read yet; None where a part of it is."""
-    if read_position is None:
-        return 0
-    if read_position.items or read_position.open:
-        return None
-    if read_position.file == len(plan.files):
-        return len(plan)
-    return plan.begins.index(read_position.file) if read_position.file in plan.begins else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.files import read_json, sha256_bytes
+from engram_cli.files import read_json, sha256_bytes, start_writing
 from engram_cli.remote.path import look_at
 from engram_cli.vocab.lookup import MOST_VOCABULARY
 
@@ -213,7 +213,10 @@ def _write_chunk(folder: Path, values: NDArray[Any], begin: int) -> None:
         whole = np.zeros(min(_CHUNK, len(values)), dtype=whole.dtype)
         whole[: len(own)] = own
     packed = pa.Codec("zstd", compression_level=_LEVEL).compress(whole.view(np.uint8), asbytes=True)
-    (folder / str(begin // _CHUNK)).write_bytes(packed)
+    with (folder / str(begin // _CHUNK)).open("wb") as file:
+        file.write(packed)
+        file.flush()
+        start_writing(file.fileno(), 0, 0)  # the disk works while results are computed
 
 
 def _unpacked_bytes(header: bytes) -> int | None:

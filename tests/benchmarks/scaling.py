@@ -135,7 +135,7 @@ def fill(folder: Path, cores: int, parts: int) -> int:
     from engram_cli.corpus.partitions import PARTITION_BYTES, plan_partitions
     from engram_cli.corpus.sources import find_sources
     from engram_cli.engines.base import Reading
-    from engram_cli.engines.filling import write_tokens
+    from engram_cli.engines.corpus_tokens import write_tokens
     from engram_cli.engines.local import LocalEngine
     from engram_cli.progress import SILENT
     from engram_cli.table.inits.corpus.tokens import TokenWriter

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,27 @@ def cases() -> Iterator[Case]:
                 same=lambda one, other: _tokens(one) == _tokens(other),
                 rounds=ROUNDS,
             )
+        yield first(folder, source)
         yield start(folder)
+
+
+def first(folder: Path, source: Path) -> Case:
+    """The first run after an installation: Numba compiles the kernels, and keeps them."""
+    command = (*ENGRAM, "hash-stats", source.name, "--force", "--json")
+
+    def without_cache() -> str:
+        with tempfile.TemporaryDirectory(prefix="engram-numba-") as cache:
+            return run(command, folder, NUMBA_CACHE_DIR=cache)
+
+    return Case(
+        name="hash-stats of 20 MB of text, first run of all",
+        amount=1,
+        unit="runs",
+        notes="The kernels that it needs are compiled and kept on disk; later runs load them.",
+        contestants={"kernels kept": partial(run, command, folder), "first run": without_cache},
+        same=lambda one, other: _tokens(one) == _tokens(other),
+        rounds=ROUNDS,
+    )
 
 
 def start(folder: Path) -> Case:
@@ -84,9 +105,15 @@ def start(folder: Path) -> Case:
     )
 
 
-def run(command: Sequence[str], folder: Path) -> str:
-    """Run a command in a folder; return what it prints."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+def run(command: Sequence[str], folder: Path, **more: str) -> str:
+    """Run a command in a folder; return what it prints. `more`: of its environment.
+
+    Modules are compiled once, as those of an installed package are.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | more
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 

@@ -18,10 +18,11 @@ from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.encode import EncoderDiffers, ReferenceEncoder
 from engram_cli.corpus.partitions import plan_partitions
 from engram_cli.corpus.sources import find_sources
-from engram_cli.engines import base, filling
+from engram_cli.engines import base, corpus_tokens, filling
 from engram_cli.engines.base import ENGINES, Engine, Reading, Task
+from engram_cli.engines.corpus_tokens import write_tokens
 from engram_cli.engines.counting import Counted, CountJob, Running, Work, count
-from engram_cli.engines.filling import on_chosen_engine, on_engine, write_tokens
+from engram_cli.engines.filling import on_chosen_engine, on_engine
 from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.progress import SILENT
@@ -64,7 +65,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "_LONGEST", 997)
     monkeypatch.setattr(filling, "_LEAST_ROWS", 37)
     monkeypatch.setattr(filling, "_MATRIX_ROWS", 7)
-    monkeypatch.setattr(filling, "_PIECE", 64)
+    monkeypatch.setattr(corpus_tokens, "_PIECE", 64)
     monkeypatch.setattr(LocalEngine, "store_bytes", 4 * 4096)
 
 

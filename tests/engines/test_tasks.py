@@ -21,8 +21,9 @@ from engram_cli.corpus.base import CorpusFile, ReadPosition
 from engram_cli.corpus.partitions import Plan
 from engram_cli.engines import ray
 from engram_cli.engines.base import Task, portable
+from engram_cli.engines.corpus_tokens import _partition_after
 from engram_cli.engines.counting import CountJob, Work
-from engram_cli.engines.filling import TaskMemory, _cut, _partition_after, _runs
+from engram_cli.engines.filling import TaskMemory, _cut, _runs
 from engram_cli.engines.ray import FAN_IN, task_bounds
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from formats import checkpoints
 from formats.test_gguf import DIALECTS
+from table.building import fail_after
 from table.tables import build
-from table.test_build import fail_after
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert.command import ConvertResult, convert_table

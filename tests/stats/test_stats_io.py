@@ -266,6 +266,19 @@ def test_damaged_maps_are_told(tmp_path: Path, small_vocab: CompressedVocab) -> 
         read_stats(tmp_path / "stats")
 
 
+def test_results_that_fail_leave_nothing(tmp_path: Path) -> None:
+    def fails() -> Mapping[str, object]:
+        raise ArtifactError("the vocabulary is damaged", "make it again")
+
+    counts = counted()
+    with pytest.raises(ArtifactError, match="the vocabulary is damaged"):
+        write_stats(counts, fails, tmp_path / "stats")
+    results = {"orders": orders_of(counts), "columns": columns_of(counts)}
+    with pytest.raises(ArtifactError, match="the vocabulary is damaged"):
+        write_stats(counts, lambda: results, tmp_path / "stats", texts=fails)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_full_counters_are_read_back(tmp_path: Path) -> None:
     counts = counted()
     fields = {name: getattr(counts, name) for name in counts.__slots__}

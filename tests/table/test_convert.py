@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table.building import fail_after
 from table.tables import build, counted, mapped_layout
-from table.test_build import fail_after
 
 from engram_cli.errors import InputError, MismatchError, OutputError
 from engram_cli.formats.zarr_table import verify_table

@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from engram_cli.commands.artifact import belongs
-from engram_cli.commands.hash_stats import (
-    StatisticsResult,
-    check_writable,
-    sample_texts,
-    write_statistics,
-)
 from engram_cli.commands.merge_stats import merge_two, partial_of
 from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.page_facts import updated_facts
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.update_stats import UpdateStatsRequest
+from engram_cli.commands.statistics_folder import (
+    StatisticsResult,
+    check_statistics,
+    sample_texts,
+    write_statistics,
+)
 from engram_cli.commands.update_stats.passes import (
     ADD,
     RECOUNT,
@@ -42,15 +42,11 @@ from engram_cli.engines.counting import Counted, resume_folder
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.malloc import trim
-from engram_cli.outputs import clear_output, prepare_output
+from engram_cli.outputs import clear_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import is_remote
-from engram_cli.report.place import check_page
 from engram_cli.stats.collector_set import kept_states
-from engram_cli.stats.counting.checkpoint import (
-    finished_request,
-    note_finished,
-)
+from engram_cli.stats.counting.checkpoint import finished_request, note_finished
 from engram_cli.stats.names import Names
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.removal import FullCounters, remove
@@ -138,7 +134,7 @@ def _write_change(
     trim()
     read = _named(vocab, before.layout)
     whole = _changed(before, counted, Names(before.layout, read), progress)
-    results = all_results(whole, read)
+    results = all_results(whole, lambda: read)
     left_out = tuple(sorted(before.document.keys() - FIXED_KEYS - results.keys()))
     _note_changes(before, whole.counts, left_out, progress)
     partials = kept_states(whole.states())
@@ -206,14 +202,14 @@ def _place(request: UpdateStatsRequest, to: Path) -> Path:
 
 def _check_output(request: UpdateStatsRequest, to: Path, out: Path, vocab: Path) -> None:
     """Raise OutputError for what may not be replaced or cannot be written."""
-    inputs = [vocab, request.tokenizer, *([] if out == to else [to])]
-    prepare_output(out, STATISTICS_FOLDER, force=request.force or out == to, inputs=inputs)
-    check_writable(out, "--out")
-    if request.report is not None:
-        check_page(
-            request.report, request.force, option="--report", inputs=inputs, artifacts=(out, to)
-        )
-        check_writable(request.report, "--report")
+    check_statistics(
+        out,
+        request.report,
+        force=request.force,
+        inputs=[vocab, request.tokenizer, *([] if out == to else [to])],
+        artifacts=(to,),
+        replaces=out == to,
+    )
 
 
 def _named(vocab: Path, layout: HashLayout) -> CompressedVocab | None:

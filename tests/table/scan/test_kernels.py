@@ -162,3 +162,47 @@ def test_bins_hold_the_norms_they_say(norm: float) -> None:
     at = kernels.bin_of(np.float32(norm))
     low = 2.0 ** (at // kernels.STEPS - 127) * (1 + at % kernels.STEPS / kernels.STEPS)
     assert low <= norm < low * (1 + 1 / kernels.STEPS) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4", "int4_b32", "fp8_e8m0"])
+def test_rows_of_several_tiles(dtype: str) -> None:
+    """Zero rows and NaN in the second tile; rows by their hash taken over in small parts."""
+    rows, dim = kernels.TILE + 147, 64
+    values = np.random.default_rng(1).normal(0, 0.02, (rows, dim)).astype(np.float32)
+    values[kernels.TILE + 3] = 0
+    values[kernels.TILE + 5, 7] = np.nan
+    codec: Any = DTYPES.load(dtype)
+    stored, scales, each = np.empty((rows, codec.width(dim)), dtype=codec.physical), None, 0
+    if codec.scaling is not None:
+        each = codec.scaling.width(dim)
+        scales = np.empty((rows, each), dtype=codec.scaling.dtype)
+    codec.encode(values, stored, scales)
+    codec.decode(stored, scales, values)
+    items = stored.view(np.uint8)
+    factors = NO_FACTORS if scales is None else codec.widen(scales).reshape(-1)
+    keys = np.random.default_rng(2).integers(0, 2**64, items.shape[1] // 8 + each, dtype=np.uint64)
+    below = np.uint64(2**61)
+    counts, sums = np.zeros(kernels.COUNTS, dtype=np.int64), np.zeros(kernels.SUMS)
+    ends, bins = np.array([np.inf, 0], dtype=np.float32), np.zeros(kernels.BINS, dtype=np.int64)
+    chosen, taken, done = np.empty((kernels.COLUMNS, 100), dtype=np.uint64), [], 0
+    while done < rows:
+        done += kernels.add_rows(
+            (FLOATS | SCALED)[dtype], items[done:], factors[done * each :], each, int(each > 1),
+            keys, np.empty(0, np.uint32), done, below, counts, sums, ends, bins,
+            np.zeros((2, 10), dtype=np.int64), chosen,
+        )  # fmt: skip
+        taken.append(chosen[:, : counts[kernels.CHOSEN]].copy())
+        counts[kernels.CHOSEN] = 0
+    norms = plain.norms(values)
+    usual = norms[norms > 0]
+    assert counts.tolist() == [1, 1, 0, 0, 0, 0]
+    np.testing.assert_allclose(sums[:2], [usual.sum(), (usual**2).sum()], rtol=1e-5)
+    np.testing.assert_allclose(ends, [usual.min(), usual.max()], rtol=2e-6)
+    assert bins.sum() == rows - 2
+    assert (
+        abs(bins - np.bincount([kernels.bin_of(norm) for norm in usual], minlength=2048)).sum() < 9
+    )
+    wanted = plain.hashes(items.view(np.uint64), factors.reshape(rows, each), keys)
+    picked = np.flatnonzero((wanted < below) & (norms > 0))
+    np.testing.assert_array_equal(np.concatenate(taken, axis=1), [picked, wanted[picked]])
+    assert len(picked) > 200
