@@ -137,7 +137,7 @@ class Contest:
         apart = (mine[0].float() - theirs.float()).abs()
         far, most = apart.max().item(), 1e-7 if self.dtype == torch.float32 else 2e-3
         many = int((apart > most).sum())
-        print(f"RowwiseAdam is at most {far:.1e} from SparseAdam after 3 steps; {many} beyond {most}")
+        print(f"RowwiseAdam is at most {far:.1e} from SparseAdam; {many} values beyond {most}")
         # Sums are added up in another order, and the step of one near 0 depends on its last digits:
         # now and then a value is 3 % of the rate apart. A wrong step moves most of 20 M values.
         if many > 100:
