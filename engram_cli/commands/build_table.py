@@ -15,12 +15,7 @@ from numpy.typing import NDArray
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import note_layout
 from engram_cli.commands.geometry import Geometry, find_preset, with_preset
-from engram_cli.commands.init_corpus import (
-    find_vectors,
-    guess_tokens,
-    memory_of,
-    write_tokens,
-)
+from engram_cli.commands.init_corpus import find_vectors, guess_tokens, memory_of, write_tokens
 from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.plan.file import read_plan
 from engram_cli.commands.requests.corpus import FillRequest

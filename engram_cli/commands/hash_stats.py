@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import note_layout, tokenizer_file
@@ -57,9 +57,6 @@ from engram_cli.stats.stats_io import STATISTICS_FOLDER
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
-
-if TYPE_CHECKING:
-    pass
 
 # The fields of a request that decide the figures, with layout, corpus and tokenizer.
 _DECISIVE = (
@@ -146,7 +143,7 @@ def _write(
     whole = counted.partial
 
     def results() -> Mapping[str, object]:
-        found = all_results(whole, read.result())
+        found = all_results(whole, read.result)
         sources = found.get("sources")
         if isinstance(sources, SourcesResult):
             check_names(sources.names, plan.files, request.corpus)

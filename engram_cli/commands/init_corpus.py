@@ -24,11 +24,7 @@ from engram_cli.formats.embeddings import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.sizes import available_memory, processors
-from engram_cli.table.inits.corpus.embeddings import (
-    Embeddings,
-    MatrixEmbeddings,
-    RandomEmbeddings,
-)
+from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings, RandomEmbeddings
 from engram_cli.table.inits.corpus.pairs import check_fold
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
 from engram_cli.table.inits.normal import DEFAULT_STD

@@ -24,12 +24,7 @@ from engram_cli.stats.partial import Partial
 from engram_cli.stats.results import all_results
 from engram_cli.stats.sampling.text_ngrams import EXACT_OF
 from engram_cli.stats.statistics.sources import Sources, TooManySources
-from engram_cli.stats.stats_io import (
-    FIXED_KEYS,
-    STATISTICS_FOLDER,
-    Statistics,
-    read_stats,
-)
+from engram_cli.stats.stats_io import FIXED_KEYS, STATISTICS_FOLDER, Statistics, read_stats
 from engram_cli.vocab.parquet import read_vocab
 
 
@@ -92,7 +87,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
             "documents were joined: n-grams that cross from one part into the next are missing"
         )
     read = read_vocab(vocab) if vocab.is_file() else None
-    results = all_results(whole, read)
+    results = all_results(whole, lambda: read)
     corpus = _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - results.keys() | dropped

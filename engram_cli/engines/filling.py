@@ -26,11 +26,7 @@ from engram_cli.stats.counting.memory import base_bytes
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus.buckets import ColumnVectors, PartitionedColumns, summed_rows
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
-from engram_cli.table.inits.corpus.filled import (
-    CorpusFill,
-    column_vectors,
-    fill_columns,
-)
+from engram_cli.table.inits.corpus.filled import CorpusFill, column_vectors, fill_columns
 from engram_cli.table.inits.corpus.memory_plan import columns_of
 from engram_cli.table.inits.corpus.pairs import TokenPairs, TokenSpan, span_pairs, token_spans
 

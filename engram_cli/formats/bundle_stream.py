@@ -19,12 +19,7 @@ from engram_cli.formats.bundle_rows import bundle_rows
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.bundle_writer import Dense, finish_bundle, model_card, plan_shards
 from engram_cli.formats.row_files import grown_files, put_folder
-from engram_cli.formats.row_plan import (
-    Digest,
-    NewFile,
-    Place,
-    RowFiles,
-)
+from engram_cli.formats.row_plan import Digest, NewFile, Place, RowFiles
 from engram_cli.rows.safetensors import FileRecord, encode_header, write_tensors
 from engram_cli.rows.source import RowSource
 from engram_cli.rows.stored_as import PIECE_BYTES, layer_scale, require_same_rows

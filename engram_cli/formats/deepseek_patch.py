@@ -17,11 +17,7 @@ from engram_cli.formats.base import WriteOptions, Written, require_agreement
 from engram_cli.formats.model_writer import CONVERTED, MARKER, put_checkpoint
 from engram_cli.formats.row264 import DTYPE, require_e8m0
 from engram_cli.formats.row_files import grown_files, prepare_rows
-from engram_cli.formats.row_plan import (
-    NewFile,
-    Place,
-    RowFiles,
-)
+from engram_cli.formats.row_plan import NewFile, Place, RowFiles
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY
 from engram_cli.rows.copying import Extent, differing_byte
 from engram_cli.rows.gather import FileArray, FileRows

@@ -31,12 +31,7 @@ from engram_cli.formats.model_writer import (
 )
 from engram_cli.formats.row264 import BLOCK, DTYPE
 from engram_cli.formats.row_files import grown_files, prepare_rows
-from engram_cli.formats.row_plan import (
-    Place,
-    RowFiles,
-    require_map,
-    require_rows,
-)
+from engram_cli.formats.row_plan import Place, RowFiles, require_map, require_rows
 from engram_cli.rows import DTYPES
 from engram_cli.rows.copying import Extent
 from engram_cli.rows.safetensors import INDEX, TensorSpec

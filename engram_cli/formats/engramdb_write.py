@@ -17,12 +17,7 @@ from engram_cli.files import read_json
 from engram_cli.formats.base import Target, WriteOptions, Written
 from engram_cli.formats.engramdb import BUNDLE, DIVISOR, FORMAT, SCHEMA
 from engram_cli.formats.row_files import grown_files, prepare_rows, put_folder
-from engram_cli.formats.row_plan import (
-    NewFile,
-    Place,
-    RowFiles,
-    require_rows,
-)
+from engram_cli.formats.row_plan import NewFile, Place, RowFiles, require_rows
 from engram_cli.hashing.layout import INT64, HashLayout, LayerHash
 from engram_cli.hashing.schemes.qwen_ple import multipliers
 from engram_cli.outputs import Kind, Listing

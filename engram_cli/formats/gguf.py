@@ -26,11 +26,7 @@ from engram_cli.formats.gguf_dialects import (
     dialect_of,
 )
 from engram_cli.formats.model_folder import DAMAGED, FolderTokenizer, bare_map, compared
-from engram_cli.hashing.layout import (
-    MAX_MODULUS,
-    UNKNOWN_VOCABULARY,
-    HashLayout,
-)
+from engram_cli.hashing.layout import MAX_MODULUS, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.hashing.schemes.engram_v1 import distinct_primes
 from engram_cli.numbers import counted

@@ -15,9 +15,7 @@ from engram_cli.files import read_json
 from engram_cli.formats.base import WriteOptions, Written
 from engram_cli.formats.model_folder import CheckpointRows, FolderTokenizer, pad_token
 from engram_cli.formats.row_files import Grown, put_folder
-from engram_cli.formats.row_plan import (
-    NewFile,
-)
+from engram_cli.formats.row_plan import NewFile
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.outputs import Kind, Listing
 from engram_cli.registry import enumerated

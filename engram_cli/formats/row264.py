@@ -18,14 +18,7 @@ from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import canonical_json, read_json, sha256_bytes
 from engram_cli.formats.base import Checks, Format, Target, WriteOptions, Written
 from engram_cli.formats.row_files import grown_files, prepare_rows, put_folder
-from engram_cli.formats.row_plan import (
-    RECORDS,
-    NewFile,
-    Place,
-    RowFiles,
-    require_map,
-    require_rows,
-)
+from engram_cli.formats.row_plan import RECORDS, NewFile, Place, RowFiles, require_map, require_rows
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import Kind, Listing
 from engram_cli.rows.checksum import ALGORITHM, Checksum

@@ -16,11 +16,7 @@ from engram_cli.formats import row_plan
 from engram_cli.formats.bundle_rows import BundleRows
 from engram_cli.formats.model_folder import CheckpointRows, FoundTensor
 from engram_cli.formats.module_spec import ENGRAM_PEFT, ENGRAM_V1
-from engram_cli.formats.row_plan import (
-    NewFile,
-    Place,
-    RowFiles,
-)
+from engram_cli.formats.row_plan import NewFile, Place, RowFiles
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.remote.path import is_remote
 from engram_cli.rows.copying import Extent

@@ -9,6 +9,7 @@ a step only asks whether they still hold (`Watch`). What the loops do not take r
 from __future__ import annotations
 
 from functools import cache
+from operator import attrgetter, is_, methodcaller
 from typing import Any, cast
 
 import numpy as np
@@ -37,38 +38,37 @@ def _kernels() -> Any:
 
 
 class Watch:
-    """Tells whether modules are as they were: their parts, hooks, and where their numbers are."""
+    """Tells whether modules are as they were: their parts, hooks, and where their numbers are.
+
+    All loops over them are C's: a step asks each time.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         owners = list(root.modules())
-        self._parts: list[tuple[dict[str, Any], str, Any]] = []
-        self._tensors: list[tuple[dict[str, Any], str, Tensor, int, torch.dtype]] = []
-        for module in owners:
-            self._parts += [(module._modules, name, part) for name, part in module._modules.items()]
-            held: dict[str, Any] = module._parameters
-            for name, own in held.items():
-                if type(own) is nn.Parameter:
-                    self._tensors.append((held, name, own, own.data_ptr(), own.dtype))
-                else:  # none, or quantised
-                    self._parts.append((held, name, own))
+        held: list[dict[str, Any]] = [d for m in owners for d in (m._modules, m._parameters)]
+        parts = [(own, name, part) for own in held for name, part in own.items()]
+        self._parts = tuple(zip(*parts, strict=True))
+        self._tensors = [part for _, _, part in parts if type(part) is nn.Parameter]
         self._hooks = [h for m in owners for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._attributes = [m.__dict__ for m in owners]
-        self._ways = self._count_ways()
+        self._found = self._look()
 
-    def _count_ways(self) -> tuple[list[int], list[bool]]:
-        return list(map(len, self._hooks)), ["forward" in own for own in self._attributes]
+    def _look(self) -> tuple[list[Any], ...]:
+        return (
+            list(map(Tensor.data_ptr, self._tensors)),
+            list(map(_dtype, self._tensors)),
+            list(map(len, self._hooks)),
+            list(map(_has_forward, self._attributes)),
+        )
 
     def holds(self) -> bool:
         """Return whether nothing has changed since."""
-        for held, name, tensor, address, dtype in self._tensors:
-            if held.get(name) is not tensor or tensor.data_ptr() != address:
-                return False
-            if tensor.dtype is not dtype:
-                return False
-        for held, name, part in self._parts:
-            if held.get(name) is not part:
-                return False
-        return self._count_ways() == self._ways
+        owners, names, parts = self._parts
+        return all(map(is_, map(dict.get, owners, names), parts)) and self._look() == self._found
+
+
+_dtype = attrgetter("dtype")
+_has_forward = methodcaller("__contains__", "forward")
 
 
 class LayerPlan:
@@ -219,12 +219,9 @@ class DecodeStep:
     def add(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Return `hidden` [B, T, d] with a layer's memory added, None where no loop takes it."""
         plan, batch, count = self.plan.layers[layer], self.batch, self.count
-        if type(hidden) is not Tensor or hidden.dtype is not plan.dtype:
+        if type(hidden) is not Tensor or hidden.dtype is not plan.dtype or not hidden.is_cpu:
             return None
-        shape = hidden.shape
-        if shape[:2] != (batch, count) or shape[2:] not in plan.tails:
-            return None
-        if hidden.device.type != "cpu":
+        if hidden.shape not in [(batch, count, *tail) for tail in plan.tails]:
             return None
         line = known = address = 0
         if plan.reach:

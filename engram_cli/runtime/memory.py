@@ -46,7 +46,7 @@ from engram_cli.runtime.reference import (
     is_hole,
 )
 from engram_cli.runtime.sharding.trained.rows import look_up, sharded_rows
-from engram_cli.runtime.state import DecodeState, keep_on
+from engram_cli.runtime.state import DecodeState, is_followed, keep_on
 from engram_cli.runtime.step import Replays, Step
 from engram_cli.runtime.tiers import PlacedRows
 
@@ -225,7 +225,8 @@ class Memory(nn.Module):
             if isinstance(step, DecodeStep):
                 if output is not None:
                     step.commit()
-                    keep_on(step.cache, self.key, step.state)
+                    if not is_followed(step.cache):
+                        keep_on(step.cache, self.key, step.state)
                 return
             if step is not None and step.reads is not None:
                 step.reads.drop()

@@ -305,6 +305,12 @@ def state_of(cache: Any, name: str) -> State | None:
     return None if states is None else states.get(name)
 
 
+def is_followed(cache: Any) -> bool:
+    """Return whether the states on a cache object follow it, and no other that it is a copy of."""
+    present = next((own for own in map(vars(cache).get, _FOLLOWED) if own is not None), None)
+    return isinstance(present, CacheMethodProxy) and present.cache() is cache
+
+
 def keep_on(cache: Any, name: str, state: State) -> None:
     """Leave a state on a cache object, and have it follow what is done to the cache.
 

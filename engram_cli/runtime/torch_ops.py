@@ -296,7 +296,7 @@ def _key(
         *(operator, dtype, learns, *_form(ids)),
         *(lookup.data_ptr(), lookup.shape, tensors.multipliers.data_ptr()),
         *(columns.data_ptr(), columns.shape, tensors.orders, tensors.filler, tensors.eos),
-        tensors.salted,
+        *(tensors.salted, tensors.heights),
         *[(t.kind, t.dim, t.gradients, *_form(t.values)) for t in tables],
         *[_form(t.scales) for t in tables if t.scales is not None],
         None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,12 +44,13 @@ class Corpus:
 
 def count_results(
     counts: Counts,
-    vocab: CompressedVocab | None = None,
+    vocab: Callable[[], CompressedVocab | None] = lambda: None,
     samples: Sequence[NgramSample] = (),
     occurrences: OccurrenceSample | None = None,
 ) -> dict[str, object]:
-    """Return the results that follow from `counts`, by statistic; `vocab` gives n-grams texts.
+    """Return the results that follow from `counts`, by statistic.
 
+    `vocab` gives the vocabulary with the texts of n-grams; it is asked when they are needed.
     `samples`: n-grams to go by in place of those in `counts`, one sample for each order.
     `occurrences`: what results by use and the most frequent n-grams go by; None where documents
     were removed, and for statistics of earlier versions.
@@ -69,7 +70,7 @@ def count_results(
             hits=hits,
             uses=tuple(uses),
             known=tuple(known),
-            names=Names(counts.layout, vocab),
+            names=Names(counts.layout, vocab()),
         )
         computes = {key: STATISTICS.load(key).compute for key in STATISTICS}
         tasks = [
@@ -81,8 +82,10 @@ def count_results(
     return {key: result for key, result in found.items() if result is not None}
 
 
-def all_results(whole: Partial, vocab: CompressedVocab | None = None) -> dict[str, object]:
-    """Return the results of all statistics of a corpus; `vocab` gives n-grams texts."""
+def all_results(
+    whole: Partial, vocab: Callable[[], CompressedVocab | None] = lambda: None
+) -> dict[str, object]:
+    """Return the results of all statistics of a corpus; `vocab` as in `count_results`."""
     every = [found.sample for found in whole.collected.values() if isinstance(found, AllNgrams)]
     every.sort(key=lambda sample: sample.order)
     drawn = whole.collected.get(Occurrences.name)

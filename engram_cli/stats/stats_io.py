@@ -29,13 +29,7 @@ from engram_cli.stats.arrays import (
     read_array,
     write_arrays,
 )
-from engram_cli.stats.partial import (
-    LONG,
-    SHORT,
-    flat_name,
-    read_partials,
-    write_partials,
-)
+from engram_cli.stats.partial import LONG, SHORT, flat_name, read_partials, write_partials
 from engram_cli.stats.sampling.distinct import NgramSample
 from engram_cli.stats.sampling.occurrences import Occurrences, OccurrenceSample, read_occurrences
 from engram_cli.stats.sampling.samples import read_samples, sample_digest, write_samples

@@ -24,13 +24,7 @@ from engram_cli.table.grid import (
     chunked,
     content_digest,
 )
-from engram_cli.table.inits.base import (
-    Filler,
-    Init,
-    InitWithArrays,
-    StoredInit,
-    SummedInit,
-)
+from engram_cli.table.inits.base import Filler, Init, InitWithArrays, StoredInit, SummedInit
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attached_peer
 import numpy as np
 import torch
+import torch.nn.functional as F
 from runner import Case
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,7 +21,8 @@ from engram_cli import hash_layout
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.module_spec import first_values, module_spec
-from engram_cli.runtime import RowwiseAdagrad, attach, parameter_groups
+from engram_cli.runtime import RowwiseAdagrad, attach, ops, parameter_groups
+from engram_cli.runtime.dense_gradients import look_up
 
 WIDTH, LAYERS, VOCAB = 512, 8, 8192
 BATCH, LENGTH, NEW = 4, 256, 32
@@ -67,7 +70,97 @@ def cases() -> Iterator[Case]:
                 same=torch.equal,
             )
         models.clear()
+        yield _halves(Path(folder), ids[:1, :16])
         yield from _alone(Path(folder), ids)
+        yield from _loops(Path(folder), ids)
+
+
+def _halves(folder: Path, prompt: Tensor) -> Case:
+    """Decoding in the usual dtype of a checkpoint."""
+    models: dict[str, nn.Module] = {
+        "bare": _model(),
+        "engram-v1": _attached(_model(), folder, "engram-v1"),
+    }
+    if attached_peer.PRESENT:
+        models["engram-peft"] = _peer(_model(), sparse=False)
+    return Case(
+        name="decode, one sequence, bfloat16",
+        amount=NEW,
+        unit="tokens",
+        notes="The same model and memories in bfloat16.",
+        rounds=11,
+        overhead=True,
+        contestants={
+            which: partial(_decode, model.to(torch.bfloat16), prompt)
+            for which, model in models.items()
+        },
+        same=torch.equal,
+    )
+
+
+def _loops(folder: Path, ids: Tensor) -> Iterator[Case]:
+    """What runs in loops of its own on a CPU, and its plain twins."""
+    shell = _attached(Shell(torch.randn(1, 1, WIDTH)), folder, "engram-v1")
+    yield Case(
+        name="memories alone, decode steps",
+        amount=NEW,
+        unit="tokens",
+        notes="Two memories on layers that pass their hidden states on, a token at a time, with "
+        "warm caches.",
+        rounds=25,
+        contestants={
+            "torch operations": lambda: _plain_steps(shell, ids),
+            "engram": lambda: _steps(shell, ids),
+        },
+        same=lambda one, other: torch.allclose(one, other, atol=1e-6),
+    )
+    rows = torch.randint(16 * ROWS, (BATCH, LENGTH, 16))
+    weight = torch.zeros(16 * ROWS, 32, requires_grad=True)
+    gradient = torch.randn(*rows.shape, 32)
+
+    def run(look_up: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        (found,) = torch.autograd.grad(look_up(weight, rows), weight, gradient)
+        return found
+
+    yield Case(
+        name="dense gradient of a table",
+        amount=BATCH * LENGTH,
+        unit="tokens",
+        notes=f"Look-up and gradient of {16 * ROWS:,} rows of 32, 16 rows a token.",
+        rounds=15,
+        contestants={
+            "torch's embedding": lambda: run(lambda weight, rows: F.embedding(rows, weight)),
+            "engram": lambda: run(look_up),
+        },
+        same=torch.equal,
+    )
+
+
+class Counted:
+    """A cache that holds nothing and counts."""
+
+    length = 0
+
+    def get_seq_length(self) -> int:
+        """How many positions there were."""
+        return self.length
+
+
+def _steps(shell: Shell, ids: Tensor) -> Tensor:
+    """Feed two tokens, and then one after another."""
+    cache = Counted()
+    shell.hidden = torch.ones(1, 2, WIDTH)
+    with torch.no_grad():
+        out: Tensor = shell(ids[:1, :2], cache)
+        shell.hidden = torch.ones(1, 1, WIDTH)
+        for place in range(2, 2 + NEW):
+            out = shell(ids[:1, place : place + 1], cache)
+    return out
+
+
+def _plain_steps(shell: Shell, ids: Tensor) -> Tensor:
+    with mock.patch.object(ops, "takes_decode_step", return_value=False):
+        return _steps(shell, ids)
 
 
 def _alone(folder: Path, ids: Tensor) -> Iterator[Case]:
@@ -136,10 +229,12 @@ class Shell(nn.Module):
         self.gradient = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: Counted | None = None) -> Tensor:
         hidden = self.hidden
         for layer in self.layers:
             hidden = layer(hidden)
+        if cache is not None:
+            cache.length += input_ids.shape[1]
         return hidden
 
 

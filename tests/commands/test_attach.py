@@ -13,12 +13,7 @@ from attaching import LLAMA, Listener, build, configure, request
 from engram_cli.commands.attach import layers as attach_layers
 from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
 from engram_cli.commands.checkpoint import read_model_shape
-from engram_cli.errors import (
-    InputError,
-    MismatchError,
-    OutputError,
-    VocabularyError,
-)
+from engram_cli.errors import InputError, MismatchError, OutputError, VocabularyError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.table.inits import make_init
 from engram_cli.table.store import open_table

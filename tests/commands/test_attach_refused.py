@@ -12,12 +12,7 @@ from attaching import LLAMA, configure, request
 from small_tokenizers import byte_level_tokenizer
 
 from engram_cli.commands.attach.command import AttachRequest, attach_checkpoint
-from engram_cli.errors import (
-    ArtifactError,
-    InputError,
-    MismatchError,
-    OutputError,
-)
+from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.vocab.compress import CompressedVocab
 

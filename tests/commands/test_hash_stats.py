@@ -21,10 +21,7 @@ from engram_cli import read_vocab, write_vocab
 from engram_cli.commands.geometry import Geometry
 from engram_cli.corpus import stream
 from engram_cli.corpus import text as corpus_text
-from engram_cli.errors import (
-    InputError,
-    MismatchError,
-)
+from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing import reference
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.vocab.compress import CompressedVocab

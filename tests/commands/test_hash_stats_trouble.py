@@ -22,12 +22,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.corpus import encode, stream
 from engram_cli.corpus.encode import FastEncoder
 from engram_cli.engines import counting
-from engram_cli.errors import (
-    CorpusError,
-    InputError,
-    OutputError,
-    TokenIdError,
-)
+from engram_cli.errors import CorpusError, InputError, OutputError, TokenIdError
 
 
 @pytest.fixture

@@ -15,13 +15,7 @@ from engram_cli.commands.convert.to import convert
 from engram_cli.commands.lookup.command import lookup
 from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.reading import LookupRequest
-from engram_cli.errors import (
-    ArtifactError,
-    EngramError,
-    InputError,
-    OutputError,
-    VocabularyError,
-)
+from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError, VocabularyError
 from engram_cli.files import read_json
 from engram_cli.formats import row_files
 from engram_cli.remote.store import filesystem

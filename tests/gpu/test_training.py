@@ -12,13 +12,7 @@ from runtime.kernels.row_cases import RowCase
 from torch import Tensor, nn
 
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime import (
-    lookup_reference,
-    ops,
-    row_gradients,
-    step_graphs,
-    torch_ops_rows,
-)
+from engram_cli.runtime import lookup_reference, ops, row_gradients, step_graphs, torch_ops_rows
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.row_optimisers import RowwiseAdagrad, RowwiseAdam

@@ -23,14 +23,7 @@ from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.table_reference import refer
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import SCALES
-from engram_cli.runtime import (
-    attach,
-    detach,
-    load,
-    parameter_groups,
-    row_parameters,
-    save_engram,
-)
+from engram_cli.runtime import attach, detach, load, parameter_groups, row_parameters, save_engram
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import build_store
 from engram_cli.table.inits import make_init

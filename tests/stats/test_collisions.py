@@ -25,11 +25,7 @@ from engram_cli.stats.results import count_results
 from engram_cli.stats.sampling.ideal import ALARM, flag, ideal_occupied
 from engram_cli.stats.sampling.known import ngram_rows
 from engram_cli.stats.sampling.occurrences import Occurrences
-from engram_cli.stats.statistics.collisions import (
-    ColumnStats,
-    ideal_occupied_error,
-    ideal_shared,
-)
+from engram_cli.stats.statistics.collisions import ColumnStats, ideal_occupied_error, ideal_shared
 from engram_cli.stats.totals import Counts
 
 

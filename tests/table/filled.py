@@ -12,11 +12,7 @@ from engram_cli.corpus.base import TokenBlock
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.build import BuildReport, build_store
 from engram_cli.table.inits import make_init
-from engram_cli.table.inits.corpus.embeddings import (
-    Embeddings,
-    MatrixEmbeddings,
-    RandomEmbeddings,
-)
+from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings, RandomEmbeddings
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of
 from engram_cli.table.spec import TableSpec
 

@@ -7,7 +7,7 @@ be that of another program's checkpoint, whose gates are taken with it where the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
 from engram_cli.files import address_of
 from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME
+from engram_cli.formats.bundle_description import Reference
 from engram_cli.formats.bundle_files import CARD
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
@@ -52,6 +53,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.copies import is_writable_here, local_copy
+from engram_cli.rows.safetensors import FileRecord
 from engram_cli.rows.source import HITS, ROWS, SCALES, RowSource
 from engram_cli.sizes import processors
 from engram_cli.table.build import free_bytes
@@ -280,11 +282,35 @@ def _write(
             return fitted[layer]
         return _first_values(spec, request, layer, zero_rows) if own is None else own.dense(layer)
 
+    reference = reference_to(spec, store, planned.out) if request.reference else None
+    records = _write_files(spec, store, counted, reference, dense, request, planned, progress)
+    return replace(
+        planned,
+        written=True,
+        reference=None if reference is None else reference.path,
+        identity=own is None
+        and (request.init_value != "random" or len(zero_layers) == len(spec.layers)),
+        trained=own is not None,
+        zero_rows=tuple(zero_layers),
+        files={record.name: record.size for record in records},
+    )
+
+
+def _write_files(
+    spec: BundleSpec,
+    store: RowSource,
+    counted: RowSource | None,
+    reference: Reference | None,
+    dense: Callable[[int, bool], Mapping[str, NDArray[np.float32]]],
+    request: AttachRequest,
+    planned: AttachResult,
+    progress: Progress,
+) -> Sequence[FileRecord]:
+    """Write the files of the bundle; `dense` gives the weights of a layer."""
     hits = None if counted is None else partial(stored_part, counted, HITS)
     card = {CARD: model_card(spec).encode()}
-    reference = reference_to(spec, store, planned.out) if request.reference else None
     if reference is not None:
-        records = write_referring(
+        return write_referring(
             planned.out,
             spec,
             store.chunks if isinstance(store, TableStore) else None,
@@ -295,31 +321,20 @@ def _write(
             force=request.force,
             extra_files=card,
         )
-    else:
-        stored = planned.cost.table_bytes + planned.cost.hits_bytes
-        progress.start("rows into the bundle", stored, "bytes")
-        records = write_bundle(
-            planned.out,
-            spec,
-            partial(stored_part, store, ROWS),
-            dense,
-            scales=partial(stored_part, store, SCALES),
-            hits=hits,
-            tool_version=__version__,
-            force=request.force,
-            extra_files=card,
-            advance=progress.advance,
-            threads=request.threads or processors(),
-        )
-    return replace(
-        planned,
-        written=True,
-        reference=None if reference is None else reference.path,
-        identity=own is None
-        and (request.init_value != "random" or len(zero_layers) == len(spec.layers)),
-        trained=own is not None,
-        zero_rows=tuple(zero_layers),
-        files={record.name: record.size for record in records},
+    stored = planned.cost.table_bytes + planned.cost.hits_bytes
+    progress.start("rows into the bundle", stored, "bytes")
+    return write_bundle(
+        planned.out,
+        spec,
+        partial(stored_part, store, ROWS),
+        dense,
+        scales=partial(stored_part, store, SCALES),
+        hits=hits,
+        tool_version=__version__,
+        force=request.force,
+        extra_files=card,
+        advance=progress.advance,
+        threads=request.threads or processors(),
     )
 
 

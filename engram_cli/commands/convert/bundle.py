@@ -25,10 +25,7 @@ from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_stream import bundle_files, stream_bundle
 from engram_cli.formats.bundle_writer import Dense
 from engram_cli.formats.module_spec import first_values
-from engram_cli.formats.row_plan import (
-    require_map,
-    require_rows,
-)
+from engram_cli.formats.row_plan import require_map, require_rows
 from engram_cli.outputs import prepare_output
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource

@@ -15,13 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.diff.ngrams import (
-    ChangedRows,
-    Found,
-    described,
-    from_corpus,
-    from_sample,
-)
+from engram_cli.commands.diff.ngrams import ChangedRows, Found, described, from_corpus, from_sample
 from engram_cli.commands.diff.result import ColumnDiff, DiffResult, OrderNgrams, RowDiff
 from engram_cli.commands.diff.sides import Sides, open_sides
 from engram_cli.commands.requests.diff import DiffRequest

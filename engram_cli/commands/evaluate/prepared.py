@@ -9,9 +9,7 @@ from typing import Any
 from engram_cli.commands.artifact import Companions, counted_by
 from engram_cli.commands.checkpoint import ModelShape, read_model_shape
 from engram_cli.commands.evaluate.known_ngrams import CorpusKnowledge
-from engram_cli.commands.evaluate.model import (
-    check_adapter,
-)
+from engram_cli.commands.evaluate.model import check_adapter
 from engram_cli.commands.load_model import check_checkpoint
 from engram_cli.commands.requests.evaluation import AUTO, NO_BOS, EvaluateRequest
 from engram_cli.commands.trace import check_tokenizer

@@ -14,10 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import Companions, find_artifact
-from engram_cli.commands.lookup.rows import (
-    SharedRows,
-    TokenLookup,
-)
+from engram_cli.commands.lookup.rows import SharedRows, TokenLookup
 from engram_cli.commands.lookup.session import LookupSession
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import LookupRequest

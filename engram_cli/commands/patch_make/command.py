@@ -21,10 +21,7 @@ from engram_cli.commands.load_model import load_model
 from engram_cli.commands.lookup.rows import window_ngrams
 from engram_cli.commands.patch_make.prepared import Prepared, prepare
 from engram_cli.commands.patch_make.result import FactResult, Measured, PatchMakeResult, Predicted
-from engram_cli.commands.patch_make.traffic import (
-    by_order,
-    predict,
-)
+from engram_cli.commands.patch_make.traffic import by_order, predict
 from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.requests.patch_make import PatchMakeRequest
 from engram_cli.corpus.checks import needs_tokenizer

@@ -8,11 +8,7 @@ from engram_cli.commands.artifact import Companions
 from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.commands.load_model import check_checkpoint
 from engram_cli.commands.patch_make.facts import Fact, read_facts, run_together
-from engram_cli.commands.patch_make.traffic import (
-    Traffic,
-    find_traffic,
-    require_traffic,
-)
+from engram_cli.commands.patch_make.traffic import Traffic, find_traffic, require_traffic
 from engram_cli.commands.requests.patch_make import PatchMakeRequest
 from engram_cli.commands.trace import check_tokenizer
 from engram_cli.corpus.checks import remarks

@@ -21,12 +21,7 @@ from engram_cli.commands.train.bundle import (
     vocabulary,
 )
 from engram_cli.commands.train.overlap import Overlap
-from engram_cli.commands.train.text import (
-    PackedText,
-    check_overlap,
-    end_of_documents,
-    pack_text,
-)
+from engram_cli.commands.train.text import PackedText, check_overlap, end_of_documents, pack_text
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import InputError

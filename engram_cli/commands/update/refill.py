@@ -24,12 +24,7 @@ from engram_cli.progress import Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS
 from engram_cli.sizes import processors
-from engram_cli.table.attributes import (
-    Description,
-    before_update,
-    half_updated,
-    read_description,
-)
+from engram_cli.table.attributes import Description, before_update, half_updated, read_description
 from engram_cli.table.build import build_store
 from engram_cli.table.grid import array_name
 from engram_cli.table.inits.corpus.filled import CorpusFill, corpus_digest

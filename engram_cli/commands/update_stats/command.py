@@ -46,10 +46,7 @@ from engram_cli.outputs import clear_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import is_remote
 from engram_cli.stats.collector_set import kept_states
-from engram_cli.stats.counting.checkpoint import (
-    finished_request,
-    note_finished,
-)
+from engram_cli.stats.counting.checkpoint import finished_request, note_finished
 from engram_cli.stats.names import Names
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.removal import FullCounters, remove
@@ -137,7 +134,7 @@ def _write_change(
     trim()
     read = _named(vocab, before.layout)
     whole = _changed(before, counted, Names(before.layout, read), progress)
-    results = all_results(whole, read)
+    results = all_results(whole, lambda: read)
     left_out = tuple(sorted(before.document.keys() - FIXED_KEYS - results.keys()))
     _note_changes(before, whole.counts, left_out, progress)
     partials = kept_states(whole.states())

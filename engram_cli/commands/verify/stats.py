@@ -124,7 +124,7 @@ def _listed(left: dict[str, str], reason: str) -> str:
 def _again(whole: Partial, vocab: CompressedVocab | None) -> dict[str, Any]:
     """Return the figures as stats.json would have them."""
     with np.errstate(divide="ignore", invalid="ignore"):  # hits of 0 under an n-gram, if damaged
-        found = all_results(whole, vocab)
+        found = all_results(whole, lambda: vocab)
     document = figures_document(whole.counts, found)
     value: dict[str, Any] = json.loads(json.dumps(document))
     return value

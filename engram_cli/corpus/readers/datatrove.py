@@ -13,14 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engram_cli.corpus.base import (
-    CorpusFile,
-    CorpusOptions,
-    Reader,
-    Signs,
-    TokenBlock,
-    never_text,
-)
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, Signs, TokenBlock, never_text
 from engram_cli.corpus.byte_stream import basename, length_of, opened, sibling_file
 from engram_cli.corpus.flat import Listed, Offsets, integers, stream_blocks
 from engram_cli.corpus.partitions import by_search

@@ -20,13 +20,7 @@ from torch import Tensor
 
 from engram_cli.runtime import ops
 from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, key_dtype
-from engram_cli.runtime.tiers.staging import (
-    NUMBER_BYTES,
-    Block,
-    CudaEvent,
-    StagingQueue,
-    Tuning,
-)
+from engram_cli.runtime.tiers.staging import NUMBER_BYTES, Block, CudaEvent, StagingQueue, Tuning
 
 
 class TieredRows(Protocol):

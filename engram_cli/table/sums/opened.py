@@ -13,12 +13,7 @@ from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.attributes import Description, describe, half_updated, read_description
 from engram_cli.table.grid import SUMS
-from engram_cli.table.kept_sums import (
-    KeptSums,
-    StoredSums,
-    documents_array,
-    read_sums,
-)
+from engram_cli.table.kept_sums import KeptSums, StoredSums, documents_array, read_sums
 from engram_cli.table.store import bound_layout
 from engram_cli.table.sums.change import DocumentChange
 from engram_cli.table.sums.journal import UpdateJournal, UpdateState

@@ -154,6 +154,18 @@ def test_calls_of_one_key_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 100 < len(launches) < counted[0] * 0.6
 
 
+def test_a_hash_that_names_more_rows_has_another_key() -> None:
+    """Its tensors may lie where those of another were: a table that is too short is refused."""
+    hashed = the_hash("one head", DEVICE)
+    ids, back = FORMS["int32"](DEVICE)
+    higher = replace(hashed, heights=tuple(height + 1 for height in hashed.heights))
+    keys = [
+        torch_ops._key(torch_ops.find_rows, ids, each, back, (), torch.int64, False)
+        for each in (hashed, higher, hashed)
+    ]
+    assert keys[0] == keys[2] != keys[1]
+
+
 def _facts(given: object) -> object:
     if isinstance(given, Tensor):
         return given.dtype, given.data_ptr() % 16 == 0

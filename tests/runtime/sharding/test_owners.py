@@ -9,12 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.sharding.owners import (
-    by_owner,
-    count_at,
-    index_at_owner,
-    owner_of,
-)
+from engram_cli.runtime.sharding.owners import by_owner, count_at, index_at_owner, owner_of
 
 
 @given(rows=st.integers(0, 300), world=st.integers(1, 9))

@@ -11,6 +11,7 @@ imported once.
 from __future__ import annotations
 
 import faulthandler
+import os
 import subprocess
 import sys
 import warnings
@@ -280,7 +281,11 @@ def run_processes(
     """Run this program, and return what its processes found, by world, and where they saved."""
     arguments = [str(bundle), str(vocab), str(out), device, ";".join(ways), *map(str, worlds)]
     command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    environment = dict(os.environ)
+    if device == "cuda:0":  # processes that share a GPU see no other one
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return {"out": out, "worlds": {world: torch.load(f"{out}.{world}") for world in worlds}}
 
@@ -312,6 +317,7 @@ def process(
 ) -> None:
     """What each process does."""
     faulthandler.enable()
+    faulthandler.dump_traceback_later(100, exit=True)  # of a process that waits for ever
     torch.set_num_threads(1)
     own, backend = None, "gloo"
     if device == "cuda":

@@ -35,20 +35,10 @@ from engram_cli.table.inits.corpus.buckets import (
     map_pairs,
 )
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
-from engram_cli.table.inits.corpus.memory_plan import (
-    MemoryPlan,
-    columns_of,
-    fixed_bytes,
-)
+from engram_cli.table.inits.corpus.memory_plan import MemoryPlan, columns_of, fixed_bytes
 from engram_cli.table.inits.corpus.pairs import TokenPairs, check_fold, write_pairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
-from engram_cli.table.kept_sums import (
-    ColumnState,
-    KeptSums,
-    documents_array,
-    map_sums,
-    sums_array,
-)
+from engram_cli.table.kept_sums import ColumnState, KeptSums, documents_array, map_sums, sums_array
 
 CENTRES = ("corpus", "vocabulary")
 LEAST_MEMORY = 64 * 2**20
