@@ -418,7 +418,9 @@ def page() -> str:
         "(../pictures/scaling.svg)",
         "Each number of cores is a process that may use no other cores; ratios are against one "
         "core. Rates are those of a long corpus: fixed work, such as loading code and writing "
-        "results, is left out. `python tests/benchmarks/scaling.py` measures it.",
+        "results, is left out. `python tests/benchmarks/scaling.py` measures it. Eight threads "
+        "count at most: more of them would wait for Python's interpreter between their compiled "
+        "loops. Text also needs tokenizing, which takes all cores.",
         *scaling(),
     ]
     return "\n\n".join(map(_wrapped, blocks)) + "\n"

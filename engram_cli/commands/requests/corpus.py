@@ -258,7 +258,7 @@ class HashStatsRequest(CorpusRun):
     threads: Annotated[
         int | None,
         Option(
-            "Number of counting threads (one per core; with ray, one per task).",
+            "Number of counting threads, 8 at most (one per core; with ray, one per task).",
             panel=ENGINE,
             least=1,
         ),
