@@ -53,10 +53,6 @@ class Encoder(Protocol):
     def name(self) -> str:
         """Return the name of the package that does the work."""
 
-    @property
-    def together(self) -> int:
-        """Return how many batches may be encoded at a time."""
-
     def encode(self, texts: list[str]) -> Any:
         """Do the long step, which holds no lock."""
 
@@ -72,7 +68,6 @@ class ReferenceEncoder:
     """`tokenizers`."""
 
     name = "tokenizers"
-    together = 2  # its threads have something to do while the longest texts of a batch end
 
     def __init__(self, tokenizer: TokenizerFile) -> None:
         self._tokenizer = tokenizer
@@ -155,8 +150,6 @@ class ChoosingEncoder:
     The second batch waits until the fast encoder has loaded: the reference would take longer than
     the wait for what the other encodes in a twentieth of the time.
     """
-
-    together = 1  # the first batch decides which one encodes the next
 
     def __init__(
         self,

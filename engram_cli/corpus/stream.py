@@ -193,7 +193,6 @@ class TokenStream:
         self._begins = begins
         self._options = options
         self._encoder = encoder
-        self._together = 1 if encoder is None else encoder.together  # batches encoded at a time
         self._open = read_position.open  # a document has begun of which no token was seen
         self._before = read_position.before  # the tokens of the current document before the batch
 
@@ -219,7 +218,7 @@ class TokenStream:
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Texts gathered into batches, token blocks as they come, in the order of the files."""
-        held, full = _Held(), max(_FULL_BATCH // self._together, 1)
+        held = _Held()
         enough, at = _FIRST_BATCH, self._read_position
         for index, file in enumerate(self._files[at.file :], at.file):
             if index > at.file:
@@ -245,7 +244,7 @@ class TokenStream:
                 at = replace(at, items=at.items + 1, blank=at.blank and not item.text)
                 if held.characters >= enough or len(held.documents) >= _BATCH_TEXTS:
                     yield held.batch(self._counted(at))
-                    enough = min(2 * enough, full)
+                    enough = min(2 * enough, _FULL_BATCH)
             self.empty_files += at.blank
         if held.documents:
             yield held.batch(self._counted(ReadPosition(file=len(self._files))))
@@ -263,10 +262,7 @@ class TokenStream:
 
     def _encode(self, batches: Generator[Batch, None, None]) -> Generator[Encoded, None, None]:
         with closing(batches):
-            if self._together == 1:
-                yield from map(self._encode_batch, batches)
-            else:
-                yield from in_threads(batches, self._encode_batch, self._together)
+            yield from map(self._encode_batch, batches)
 
     def _encode_batch(self, batch: Batch) -> Encoded:
         if isinstance(batch, TokenBlock):

@@ -117,7 +117,7 @@ def test_a_corpus_can_be_gone_on_with_at_every_mark(
     for module, name in ((flat, "BLOCK_TOKENS"), (mds, "BLOCK_TOKENS"), (corpus_text, "PIECE")):
         monkeypatch.setattr(module, name, 16)
     monkeypatch.setattr(stream, "_FIRST_BATCH", 30)
-    monkeypatch.setattr(stream, "_FULL_BATCH", 30 * encoder.together)
+    monkeypatch.setattr(stream, "_FULL_BATCH", 30)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 5)
     corpus, names = written(kind, tmp_path, corpora)
     (tmp_path / "z.txt").touch()
