@@ -113,7 +113,7 @@ def test_every_size_has_a_plan(count: int) -> None:
 
 
 def test_calls_of_one_key_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Triton and the kernel are given beside addresses follows from the key."""
+    """What Triton and the kernel are given in addition to addresses follows from the key."""
     from engram_cli.runtime.kernels import lookup_launcher
 
     launches: dict[object, set[object]] = {}
