@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+import engram_cli
 from engram_cli.commands import requests
 from engram_cli.commands.requests import options
 from engram_cli.commands.requests.options import Request
@@ -19,14 +20,15 @@ from engram_cli.commands.workspace import Workspace
 
 
 def classes() -> list[Any]:
-    """Return every class of the requests that has fields for options."""
+    """Return every class of the public API and of the requests that is given to a command."""
     modules = [
         importlib.import_module(f"{requests.__name__}.{module.name}")
         for module in pkgutil.iter_modules(requests.__path__)
     ]
     found = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
     ours = {one for one in found if issubclass(one, Request) and one is not Request}
-    return sorted(ours, key=lambda one: one.__qualname__)
+    public = {getattr(engram_cli, name) for name in engram_cli.__all__ if name.endswith("Request")}
+    return sorted(ours | public, key=lambda one: one.__qualname__)
 
 
 def filled(cls: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -63,8 +65,9 @@ def test_text_is_taken_for_each_path(cls: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_requests_with_paths_were_found() -> None:
     names = {cls.__name__ for cls in classes()}
-    assert {"InspectRequest", "ConvertRequest", "HashStatsRequest", "DiffRequest"} <= names
+    assert {"InspectRequest", "MergeStatsRequest", "HashStatsRequest", "DiffRequest"} <= names
     assert len(names) > 20
+    assert all(issubclass(cls, Request) for cls in classes())
 
 
 def test_one_text_is_one_path_and_a_path_stays_what_it_is() -> None:
