@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from engram_cli import sizes
+from engram_cli.numbers import bytes_text
 from engram_cli.sizes import available_memory, file_system, free_bytes
 
 
@@ -61,3 +62,11 @@ def test_free_bytes_of_a_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert free_bytes(tmp_path) == 15 * 2**21
     monkeypatch.setattr(sizes, "file_system", lambda place: "tmpfs")
     assert free_bytes(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (45_600, "45.6 kB"), (10**6, "1.0 MB"), (2_048 * 10**9, "2.0 TB")],
+)
+def test_bytes_in_words(value: int, text: str) -> None:
+    assert bytes_text(value) == text

@@ -20,6 +20,7 @@ from engram_cli.commands.requests.options import (
     Request,
     Rule,
     Threads,
+    Verify,
     Vocab,
     integers,
     revision_of,
@@ -70,7 +71,11 @@ class InspectRequest(Request):
         ),
     ] = None
     full: Annotated[
-        bool, Option("Read every row instead of a sample, and estimate no figure of them.")
+        bool,
+        Option(
+            "Read every row instead of a sample. Of layers with more than 2,097,152 rows, only the "
+            "figures of duplicate rows are estimates then."
+        ),
     ] = False
     tokenizer: Annotated[
         Path | None,
@@ -174,8 +179,8 @@ class VerifyRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, vocabulary, statistics or checkpoint with tables to check: a path, "
-            "org/name of the Hugging Face Hub, or an address.",
+            "Table, bundle, patch, vocabulary, statistics or checkpoint with tables to check: a "
+            "path, org/name of the Hugging Face Hub, or an address.",
             argument=True,
             reads="ranges",
         ),
@@ -309,6 +314,7 @@ class TraceRequest(Request):
     bundle: Annotated[Path | None, Option("Bundle to use (CHECKPOINT/engram).", reads="copy")] = (
         None
     )
+    verify: Verify = False
     tokenizer: ModelTokenizer = None
     device: Device = None
     dtype: ModelDtype = AUTO
