@@ -29,6 +29,14 @@ def brief(value: float) -> str:
     return f"{value:.3g}" if value % 1 else f"{value:.0f}"
 
 
+def bytes_text(value: float) -> str:
+    """Return a number of bytes: 950 B, 31.5 MB."""
+    for step, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= step:
+            return f"{value / step:.1f} {letter}B"
+    return f"{value:.0f} B"
+
+
 def percent(share: float, digits: int | None = None) -> str:
     """Return a share 0..1 in percent; small shares get more digits unless `digits` is given."""
     if digits is None:

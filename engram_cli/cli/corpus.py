@@ -224,14 +224,15 @@ def views_of(result: StatisticsResult) -> tuple[View, ...]:
 
 def held_out(result: StatisticsResult) -> list[tuple[str, str]]:
     """Return the line about held-out tokens; [] if nothing was held out."""
+    from engram_cli.numbers import percent
     from engram_cli.stats.statistics.locality import LocalityResult
 
     locality = result.sections.get("locality")
     if not isinstance(locality, LocalityResult) or not locality.held_out_tokens:
         return []
     held = locality.held_out_tokens
-    share = 100 * held / (held + result.tokens)
-    said = f"{held:,} tokens ({share:.1f} %), looked up to measure hot rows, not counted;"
+    share = percent(held / (held + result.tokens))
+    said = f"{held:,} tokens ({share}), looked up to measure hot rows, not counted;"
     return [("held out", f"{said} documents wholly inside them are not counted either")]
 
 

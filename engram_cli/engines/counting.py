@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from engram_cli.corpus.base import Cuts
 from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import Plan
 from engram_cli.engines.base import Engine, Reading
 from engram_cli.engines.local import put_off
 from engram_cli.errors import ArtifactError, CorpusError, MismatchError, UndecodableError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.numbers import bytes_text
 from engram_cli.progress import SILENT, Progress
 from engram_cli.sizes import available_memory
 from engram_cli.stats.collector_set import (
@@ -92,7 +94,7 @@ class Counted:
 
     partial: Partial
     empty_files: int
-    cuts: int
+    cuts: Cuts
     encoder: str | None
     seconds: float = 0.0
     resumed_tokens: int = 0
@@ -103,7 +105,7 @@ class Counted:
         return self.partial.counts
 
 
-Part: TypeAlias = tuple[State, int, int, frozenset[str]]
+Part: TypeAlias = tuple[State, int, Cuts, frozenset[str]]
 """A `Partial` as a state, empty files, cuts and encoders."""
 
 
@@ -157,10 +159,10 @@ def _count(
         raise CorpusError(f"{what} holds no token", "give files with text")
     if counted.empty_files:
         progress.note(f"{counted.empty_files} empty files were skipped")
-    if counted.cuts:
+    if counted.cuts.total:
         progress.note(
-            f"long documents were tokenised in pieces, cut at {counted.cuts:,} line ends; n-grams "
-            "run across the cuts"
+            f"long documents were tokenised in pieces, cut at {counted.cuts}; n-grams run across "
+            "the cuts, and tokens at a cut may differ from those of the whole text"
         )
     resumed = 0 if counter is None else counter.resumed
     return replace(counted, seconds=time.perf_counter() - begin, resumed_tokens=resumed)
@@ -309,10 +311,10 @@ def _start_counter(
     if found is not None:
         found.state.clear()  # its arrays are mapped from a file that is to go
         size = work.plan.size
-        whole = "" if size is None else f" of {size / 1e6:,.0f} MB"
+        whole = "" if size is None else f" of {bytes_text(size)}"
         progress.note(
             f"going on from a checkpoint: {found.tokens:,} tokens, "
-            f"{found.size / 1e6:,.0f}{whole}, are counted"
+            f"{bytes_text(found.size)}{whole}, are counted"
         )
     return counter
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from engram_cli.errors import OutputError, SourceError
 from engram_cli.files import PART, canonical_json, output_errors, sha256_bytes, user_cache
+from engram_cli.numbers import bytes_text
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.hub import HubStore
 from engram_cli.remote.path import RemotePath, is_remote
@@ -96,7 +97,7 @@ def _from_hub(path: RemotePath, store: HubStore, names: list[str], progress: Pro
         )
 
         size = sum((path / name).stat().st_size for name in missing)
-        progress.note(f"downloading {size / 1e6:,.0f} MB of {path} into the Hugging Face cache")
+        progress.note(f"downloading {bytes_text(size)} of {path} into the Hugging Face cache")
         disable_progress_bars()  # ours is drawn where stderr is a terminal
         progress.start("download", size, "bytes")
         # By its name, so that the cache knows what the name stands for.
