@@ -12,6 +12,8 @@ from typing import Any
 
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from engram_cli.version import __version__
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -29,8 +31,11 @@ class _CacheFile(IndexDataCacheFile):
         return found[1] if owned else None
 
     def _owner(self, key: Any) -> tuple[Any, ...]:
-        """Return what must be equal: the version of Numba, the digest of the source, the key."""
-        return self._version, self._source_stamp, key
+        """Return what must be equal: the versions of Numba and engram, the source, the key.
+
+        A kernel has the code of those that it calls in it, also of other files.
+        """
+        return self._version, __version__, self._source_stamp, key
 
 
 class KernelCache(FunctionCache):

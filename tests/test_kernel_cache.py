@@ -15,6 +15,7 @@ import pytest
 from numba import config
 from numba.core.caching import IndexDataCacheFile
 
+from engram_cli import kernel_cache
 from engram_cli.kernel_cache import KernelCache
 
 SOURCE = """
@@ -98,6 +99,16 @@ def test_what_an_older_source_left_is_not_loaded(times: Callable[..., Any]) -> N
         assert times(4)(5) == 20
     later = times(4)
     assert (later(5), hits(later)) == (20, 0)
+
+
+def test_another_version_of_the_package_is_not_loaded(
+    times: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert times(3)(5) == 15
+    monkeypatch.setattr(kernel_cache, "__version__", "9.9")
+    second, third = times(3), times(3)
+    assert (second(5), hits(second)) == (15, 0)
+    assert (third(5), hits(third)) == (15, 1)
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
