@@ -1,12 +1,15 @@
-"""Scripts of the tests that are processes of their own: arguments in, what they print out."""
+"""Processes of the tests: scripts, arguments in and what they print out, and forked children."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +44,25 @@ def run_on_ray(script: str, folder: Path) -> tuple[Any, Path]:
         if "You have likely discovered a bug in Ray" not in str(error):
             raise
     return run_script(script, spare, timeout=300), spare
+
+
+def dies(work: Callable[[], object], what: str, *, after: float | None = None) -> bool:
+    """Return whether a forked child that does `work` was killed, by itself or `after` seconds.
+
+    Raises SystemExit, which says `what` was done, where it failed instead.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
+        raise SystemExit(f"{what} failed after a kill")
+    return os.WIFSIGNALED(status)

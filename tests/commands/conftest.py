@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from attaching import LLAMA, build, configure
+from commands.evaluated import Evaluated, make_evaluated
+from commands.jobs import make_base
 from commands.made import Made, make
 from small_tokenizers import PROSE
+from test_files import contents
 
+from engram_cli.commands.evaluate.result import EvaluateResult
 from engram_cli.corpus import stream
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
@@ -88,3 +93,34 @@ def checkpoint(tmp_path: Path, tokenizer_file: Path) -> Path:
     shutil.copy(tokenizer_file, folder)
     configure(folder, LLAMA)
     return folder
+
+
+@pytest.fixture(scope="session")
+def jobs_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that the commands of `jobs.py` read; who changes it puts it back."""
+    folder = tmp_path_factory.mktemp("base") / "base"
+    make_base(folder)
+    return folder
+
+
+@pytest.fixture
+def here(jobs_base: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of `jobs_base`, whose inputs have their bytes at the end."""
+    shutil.copytree(jobs_base, tmp_path / "here")
+    yield tmp_path / "here"
+    kept = contents(tmp_path / "here")
+    assert {name: kept.get(name) for name in contents(jobs_base)} == contents(jobs_base)
+
+
+@pytest.fixture(scope="session")
+def evaluated(
+    tmp_path_factory: pytest.TempPathFactory, made_once: Made, small_vocab: CompressedVocab
+) -> Evaluated:
+    """A checkpoint with a memory and texts, not to be changed."""
+    return make_evaluated(tmp_path_factory.mktemp("evaluate"), made_once, small_vocab)
+
+
+@pytest.fixture(scope="session")
+def evaluation(evaluated: Evaluated) -> EvaluateResult:
+    """What evaluate finds on all texts."""
+    return evaluated.run()

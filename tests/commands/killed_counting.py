@@ -16,6 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from scripts import dies
+
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
@@ -86,24 +88,17 @@ def died(
     after: float | None = None,
 ) -> bool:
     """Count in a child that kills itself at a step or after a time; whether it came to that."""
-    child = os.fork()
-    if child == 0:
-        try:
-            if step is not None:
-                kill_at(step, str(folder / f".{name}"))
-            if after is not None:
-                kill = threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL))
-                kill.daemon = True
-                kill.start()
-            count(folder, name, seconds)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit("counting failed after a kill")
-    return os.WIFSIGNALED(status)
+
+    def work() -> None:
+        if step is not None:
+            kill_at(step, str(folder / f".{name}"))
+        if after is not None:
+            kill = threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL))
+            kill.daemon = True
+            kill.start()
+        count(folder, name, seconds)
+
+    return dies(work, "counting")
 
 
 def count(folder: Path, name: str, seconds: float) -> None:

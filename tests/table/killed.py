@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from scripts import dies
 from table.tables import build
 
 from engram_cli.errors import IncompleteError, InputError
@@ -92,19 +93,12 @@ def state(out: Path, expected: str) -> str:
 
 def died(out: Path, step: int, *, force: bool = False) -> bool:
     """Build in a child that kills itself at `step`; whether it came to that."""
-    child = os.fork()
-    if child == 0:
-        try:
-            kill_at(step, out.parent)
-            build(out, **TABLE, force=force, threads=2)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"a build failed after a kill (step {step})")
-    return os.WIFSIGNALED(status)
+
+    def work() -> None:
+        kill_at(step, out.parent)
+        build(out, **TABLE, force=force, threads=2)
+
+    return dies(work, f"a build to step {step}")
 
 
 def kill_at(step: int, folder: Path) -> None:

@@ -10,17 +10,17 @@ whole one; and whatever a run finishes has the digest of the undisturbed one.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scripts import dies
 from table.killed import clear, state
 from table.tables import table_spec
 
@@ -63,7 +63,7 @@ def killed(make: Make, folder: Path, kills: int, seeds: random.Random) -> dict[s
     states: Counter[str] = Counter()
     finished = done = 0
     while done < kills:
-        if died(make, out, seeds.uniform(0, takes)):
+        if dies(partial(make, out), "a run", after=seeds.uniform(0, takes)):
             done += 1
             states[state(out, expected)] += 1
         if state(out, expected) == "whole":
@@ -75,24 +75,6 @@ def killed(make: Make, folder: Path, kills: int, seeds: random.Random) -> dict[s
     assert verify_table(out).ok
     clear(out)
     return {"kills": done, "states": dict(states), "finished": finished + 1, "seconds": takes}
-
-
-def died(make: Make, out: Path, after: float) -> bool:
-    """Run `make` in a child that is killed `after` seconds; whether it had not ended before."""
-    child = os.fork()
-    if child == 0:
-        try:
-            make(out)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit("a run failed after a kill")
-    return os.WIFSIGNALED(status)
 
 
 def _builder(dtype: str) -> Make:

@@ -6,10 +6,10 @@ As `table.killed`, with a corpus that is tokenised, tallied and summed on the wa
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
+from scripts import dies
 from table.filled import fill, fill_spec, matrix_vectors, write_corpus
 from table.killed import clear, kill_at, state
 from table.tables import mapped_layout
@@ -47,20 +47,13 @@ def once(out: Path) -> str:
 
 def died(out: Path, step: int) -> bool:
     """Build in a child that kills itself at `step`; whether it came to that."""
-    child = os.fork()
-    if child == 0:
-        try:
-            kill_at(step, out.parent)
-            if not out.exists():
-                once(out)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"a build failed after a kill (step {step})")
-    return os.WIFSIGNALED(status)
+
+    def work() -> None:
+        kill_at(step, out.parent)
+        if not out.exists():
+            once(out)
+
+    return dies(work, f"a build to step {step}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scripts import dies
 from table.tables import mapped_layout
 from table.updated import built, content, documents, prepared
 
@@ -73,25 +74,18 @@ def state(path: Path, before: str, after: str) -> str:
 
 def died(path: Path, new: Any, gone: Any, step: int, threads: int) -> bool:
     """Update in a child that kills itself at `step`; whether it came to that."""
-    child = os.fork()
-    if child == 0:
+
+    def work() -> None:
+        kill_at(step, path)
         try:
-            kill_at(step, path)
-            try:
-                work = prepared(path, new, gone, threads=threads)
-            except StopIteration:  # the table was complete, and only the journal was left
-                os._exit(0)
-            if work.table.interrupted is None:
-                work.check()
-            work.apply()
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"an update failed after a kill (step {step})")
-    return os.WIFSIGNALED(status)
+            update = prepared(path, new, gone, threads=threads)
+        except StopIteration:  # the table was complete, and only the journal was left
+            return
+        if update.table.interrupted is None:
+            update.check()
+        update.apply()
+
+    return dies(work, f"an update to step {step}")
 
 
 def kill_at(step: int, path: Path) -> None:

@@ -12,9 +12,10 @@ Source of the estimator: Bar-Yossef et al., "Counting distinct elements in a dat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,22 +156,8 @@ class Sampler:
 
     def push_hashes(self, hashes: NDArray[np.uint64], window: Window) -> None:
         """Count the n-grams at every position of `window`, whose hashes are known."""
-        done = 0
-        while done < len(window):
-            done = kernels.sample_ngrams(
-                hashes,
-                window.tokens,
-                window.seen,
-                self._filler,
-                done,
-                np.uint64(self._threshold - 1),
-                self._limit,
-                self._slots,
-                self._tokens,
-                self._entries,
-            )
-            if self._entries[0] > self._limit:
-                self._lower()
+        given = (hashes, window.tokens, window.seen, self._filler)
+        self._push(kernels.sample_ngrams, len(window), *given)
 
     def choose_keys(
         self,
@@ -192,24 +179,18 @@ class Sampler:
 
     def push_keys(self, chosen: Chosen, bits: int) -> None:
         """Count n-grams that `choose_keys` gave as often as they occurred, one thread at a time."""
-        hashes, words, places = chosen
-        done = 0
         with self._lock:
-            while done < len(hashes):
-                done = key_kernels.sample_keys(
-                    hashes,
-                    words,
-                    places,
-                    bits,
-                    done,
-                    np.uint64(self._threshold - 1),
-                    self._limit,
-                    self._slots,
-                    self._tokens,
-                    self._entries,
-                )
-                if self._entries[0] > self._limit:
-                    self._lower()
+            self._push(key_kernels.sample_keys, len(chosen[0]), *chosen, bits)
+
+    def _push(self, kernel: Callable[..., int], count: int, *given: Any) -> None:
+        """Call a kernel until it has counted `count` places; it stops where the table is full."""
+        done = 0
+        while done < count:
+            highest = np.uint64(self._threshold - 1)
+            held = (self._slots, self._tokens, self._entries)
+            done = kernel(*given, done, highest, self._limit, *held)
+            if self._entries[0] > self._limit:
+                self._lower()
 
     def sample(self) -> NgramSample:
         """Return the sample of all that was pushed."""
