@@ -56,6 +56,8 @@ class KernelCache(FunctionCache):
         """Return what was compiled for a signature, None where it must be compiled."""
         try:
             return super().load_overload(sig, target_context)
+        except (OSError, MemoryError):  # no damage
+            return None
         except Exception:  # a damaged pickle raises anything
             with suppress(OSError):
                 self.flush()  # else nothing could be saved either
