@@ -208,7 +208,7 @@ class ReadPosition:
 
 def _checked(kind: type[ReadPosition] | type[Cuts], stored: Any) -> dict[str, Any]:
     """Return the fields of `kind`, of their types and not below 0. Raises ValueError."""
-    kinds = {field.name: type(field.default) for field in fields(kind)}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(kind)}
     if not isinstance(stored, dict) or stored.keys() != kinds.keys():
         raise ValueError("names no place in the corpus")
     for name, expected in kinds.items():
