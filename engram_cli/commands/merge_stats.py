@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.page_facts import merged_facts
+from engram_cli.commands.requests.options import Request
 from engram_cli.commands.statistics_folder import (
     StatisticsResult,
     check_statistics,
@@ -29,7 +30,7 @@ from engram_cli.vocab.parquet import read_vocab
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MergeStatsRequest:
+class MergeStatsRequest(Request):
     """Which folders to merge: `parts`, two or more, of different parts of a corpus.
 
     `vocab`: gives the n-grams their texts. `vocab`, `out`: None for the names in `workspace`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,25 @@ import pytest
 from commands.made import Made
 
 from engram_cli.commands.convert.command import ConvertRequest, convert_table
+from engram_cli.commands.inspect import page
 from engram_cli.commands.inspect.command import InspectRequest, inspect
-from engram_cli.commands.inspect.result import InspectResult
+from engram_cli.commands.inspect.page import inspection_views
+from engram_cli.commands.inspect.result import InspectResult, LayerRows
 from engram_cli.errors import InputError, OutputError
 from engram_cli.stats.stats_io import read_stats
+from engram_cli.table.scan.contents import Duplicates, Twins
 from engram_cli.table.store import open_table
+from engram_cli.view import Estimate, Table
 
 
 def inspected(path: Path, **options: Any) -> InspectResult:
     return inspect(InspectRequest(path=path, threads=2, **options))
+
+
+def duplicates(**others: Any) -> Duplicates:
+    twins = (Twins(rows=3, first=1, second=2),)
+    known: dict[str, Any] = {"rows": 100, "distinct": 95.0, "distinct_error": 0.0}
+    return Duplicates(**{**known, "twin_share": 0.07, "twins": twins, **others})
 
 
 def said(result: InspectResult) -> dict[str, str]:
@@ -39,9 +50,14 @@ def test_a_table_is_told_with_its_layout(made_once: Made) -> None:
     assert result.stored_bytes == sum(file.stat().st_size for file in files)
     assert {digest.name: digest.matches for digest in result.digests} == {
         "table": None,
-        "layout": None,
+        "layout": True,
         "vocabulary": True,
     }
+    assert {digest.name: digest.must_match for digest in result.digests}["layout"] == str(
+        made_once.stats
+    )
+    unread = inspected(made_once.table, rows=False)
+    assert {digest.name: digest.matches for digest in unread.digests}["layout"] is None
 
 
 def test_a_converted_table_says_from_what(made_once: Made, tmp_path: Path) -> None:
@@ -150,6 +166,42 @@ def test_the_page_is_the_same_each_time_and_holds_everything(
         inspected(made_once.table, report=tmp_path / "a.html")
     inspected(made_once.vocab, report=tmp_path / "c.html")
     assert "Rows alike" not in (tmp_path / "c.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("found", "title", "share"),
+    [
+        (duplicates(), "among all rows", "7.00 %"),
+        (
+            duplicates(twin_share_error=0.0113, contents_read=0.005),
+            "among 1 in 200 row contents",
+            "7.00 % ±1.13",
+        ),
+        (duplicates(bound=True), "among the rows that were read", "≤ 7.00 %"),
+        (duplicates(bound=True, twin_share=1.0), "among the rows that were read", "-"),
+    ],
+)
+def test_figures_of_duplicates_say_what_they_are_of(
+    made_once: Made, found: Duplicates, title: str, share: str
+) -> None:
+    layers = (LayerRows(layer=1, duplicates=found),)
+    result = replace(inspected(made_once.table, rows=False), duplicates=layers)
+    view = next(view for view in inspection_views(result) if view.name == "duplicates")
+    rows, groups = [part for part in view.parts if isinstance(part, Table)]
+    assert rows.title == f"Duplicate rows {title}"
+    assert groups.title == f"Largest groups of duplicate rows {title}"
+    assert rows.columns[-1].text(rows.rows[0][-1]).replace("\u202f", " ") == share
+    two = replace(result, duplicates=(*layers, LayerRows(layer=2, duplicates=duplicates())))
+    views = {view.name: view for view in inspection_views(two)}
+    assert ("(layer 1)" in views["duplicates"].lead) == (title != "among all rows")
+
+
+def test_few_rows_are_shown_by_the_most_that_there_may_be() -> None:
+    assert page._rows(0, 128.0, 1521) == Estimate(1521, bound=True)
+    assert page._rows(1000, 201.0, 1500) == Estimate(1500, bound=True)
+    assert page._rows(1000, 200.0, 1500) == Estimate(1000, 200.0)
+    assert page._rows(3, 0.0, 3) == 3
+    assert page._rows(None, 0.0, None) is None
 
 
 def test_bad_requests_are_refused(made_once: Made) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,13 @@ def _rows(
             full=request.full,
             threads=threads,
             progress=progress,
+        )
+    if rows.get("stats") not in (None, found.path):  # they are read only if their layout is this
+        digests = tuple(
+            replace(each, must_match=f"{rows['stats']}", matches=True)
+            if each.name == "layout"
+            else each
+            for each in digests
         )
     return _result(
         found,

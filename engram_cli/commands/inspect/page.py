@@ -22,6 +22,7 @@ from engram_cli.charts import (
     share_axis,
 )
 from engram_cli.commands.checks_view import checks_view, layers_view
+from engram_cli.commands.inspect.duplicates_view import duplicates_view
 from engram_cli.commands.inspect.result import InspectResult, NormBins
 from engram_cli.numbers import count, counted, percent
 from engram_cli.report.page import write_page
@@ -47,12 +48,7 @@ _SAID = {True: "yes", False: "no", None: "not at hand"}
 _MOST_BINS = 60  # drawn; wider bins where there are more
 _COUNTED, _TABLE = 7, 0  # colors
 _PREFIX = "table, "
-# Whether the rows were sampled.
-_HOW_FOUND = {
-    False: "estimated from a sample that rows choose by the hash of their bytes",
-    True: "among the rows that were read, and the share of all rows that may have one (95 % "
-    "confidence)",
-}
+_RARE = 0.2  # a standard error of so much of a number of rows, or more, says too little
 
 
 def write_inspection(result: InspectResult, name: str, path: Path, *, force: bool) -> None:
@@ -76,7 +72,8 @@ def sampled(result: InspectResult) -> str:
     """Say which rows were read, and what the errors are."""
     rows = sum(each.rows for each in result.columns)
     read = f"{result.rows_read:,} of {rows:,} rows, evenly spread"
-    return f"{read}; \u00b1 is a standard error, least and most are those of the sample"
+    errors = "\u00b1 is a standard error, \u2264 an upper bound (95 % confidence)"
+    return f"{read}; {errors}, least and most are those of the sample"
 
 
 def _summary(result: InspectResult) -> View:
@@ -116,10 +113,10 @@ def _sentences(result: InspectResult) -> Iterator[str]:
     if used:
         share = sum(each.hit_rows or 0 for each in used) / max(sum(e.rows for e in used), 1)
         yield f"The corpus uses {percent(share)} of them."
-    twins = [own.duplicates.twin_share for own in result.duplicates]
-    if twins and max(twins) > 0:
-        most = "At most " if any(own.duplicates.bound for own in result.duplicates) else ""
-        yield f"{most}{percent(max(twins))} of the rows equal another row."
+    layers = [own.duplicates for own in result.duplicates]
+    if layers and 0 < (twins := max(layers, key=lambda own: own.twin_share)).twin_share < 1:
+        most = "At most " if twins.bound else "About " if twins.contents_read < 1 else ""
+        yield f"{most}{percent(twins.twin_share)} of the rows equal another row."
 
 
 def inspection_views(result: InspectResult) -> Iterator[View]:
@@ -153,7 +150,7 @@ def inspection_views(result: InspectResult) -> Iterator[View]:
     if result.hottest:
         yield _hottest(result)
     if result.duplicates:
-        yield _duplicates(result)
+        yield duplicates_view(result)
     if result.layout:
         yield _heads(result)
 
@@ -238,37 +235,6 @@ def _hottest(result: InspectResult) -> View:
     )
 
 
-def _duplicates(result: InspectResult) -> View:
-    rows = tuple(
-        (
-            *(each.layer, own.rows, Estimate(own.distinct, own.distinct_error)),
-            Estimate(own.twin_share, bound=True) if own.bound else own.twin_share,
-        )
-        for each in result.duplicates
-        for own in (each.duplicates,)
-    )
-    twins = tuple(
-        (each.layer, twin.rows, twin.first, twin.second)
-        for each in result.duplicates
-        for twin in each.duplicates.twins
-    )
-    columns = (
-        *counts("layer", "rows with values", "distinct contents"),
-        *percents("equal to another row"),
-    )
-    parts = [Table("Duplicate rows", columns, rows)]
-    if twins:
-        names = counts("layer", "equal rows", "row", "and row")
-        parts.append(Table("The largest groups of duplicate rows", names, twins))
-    return View(
-        name="duplicates",
-        title="Duplicate rows",
-        lead=f"Rows with the same bytes, {_HOW_FOUND[result.sampled]}. Trained rows differ: "
-        "duplicates are rows that training never moved apart.",
-        parts=tuple(parts),
-    )
-
-
 def _heads(result: InspectResult) -> View:
     known = {(each.layer, each.order, each.head): each for each in result.columns}
     rows = tuple(
@@ -324,11 +290,19 @@ def _contents(own: Columns | None) -> tuple[Cell, ...]:
         return (None,) * 9
     return (
         *(own.hit_rows, own.max_hits),
-        *(_estimate(own.zero, own.zero_error), _estimate(own.not_finite, own.not_finite_error)),
+        _rows(own.zero, own.zero_error, own.zero_most),
+        _rows(own.not_finite, own.not_finite_error, own.not_finite_most),
         *(_estimate(own.mean, own.mean_error), own.least, own.most),
         _estimate(own.hit_mean, own.hit_mean_error),
         _estimate(own.unhit_mean, own.unhit_mean_error),
     )
+
+
+def _rows(value: int | None, error: float, most: int | None) -> Cell:
+    """Return an estimated number of rows, of few rows the most that there may be."""
+    if value is not None and most is not None and error > _RARE * value:
+        return Estimate(most, bound=True)
+    return _estimate(value, error)
 
 
 def _estimate(value: float | None, error: float) -> Cell:

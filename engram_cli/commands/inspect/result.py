@@ -14,7 +14,8 @@ from engram_cli.remote.store import ReadCount
 if TYPE_CHECKING:  # what is read of rows: Numba's kernels, a second to load
     from engram_cli.commands.lookup.rows import OtherNgram
     from engram_cli.commands.probe import ProbeResult
-    from engram_cli.table.scan.scan import Columns, Duplicates
+    from engram_cli.table.scan.contents import Duplicates
+    from engram_cli.table.scan.scan import Columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
+from engram_cli.commands.requests.paths import path_fields
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
 from engram_cli.progress import SILENT, Progress
@@ -109,7 +110,8 @@ class Rule:
 class Request:
     """Base of every request: checks the options one by one, then the `RULES`.
 
-    A `dtype` may have one of the `DTYPE_ALIASES`; the request holds the full name.
+    A `dtype` may have one of the `DTYPE_ALIASES`; the request holds the full name. A field of a
+    path, of several paths or of a workspace may be given as str; the request holds a Path.
     """
 
     __slots__ = ()
@@ -117,6 +119,10 @@ class Request:
 
     def __post_init__(self) -> None:
         request: Any = type(self)
+        for name, make in path_fields(request):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, make(given))
         for field, _, mark in _marked(request):
             value = getattr(self, field.name)
             if isinstance(mark, Option) and value is not None:

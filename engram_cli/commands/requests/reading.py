@@ -70,7 +70,11 @@ class InspectRequest(Request):
         ),
     ] = None
     full: Annotated[
-        bool, Option("Read every row instead of a sample, and estimate no figure of them.")
+        bool,
+        Option(
+            "Read every row instead of a sample. Of layers with more than 2,097,152 rows, only the "
+            "figures of duplicate rows are estimates then."
+        ),
     ] = False
     tokenizer: Annotated[
         Path | None,

@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from engram_cli.malloc import keep_freed
 from engram_cli.progress import SILENT, Progress
+from engram_cli.table.scan.contents import EVERYTHING, Contents, Duplicates
 from engram_cli.table.scan.kernels import rows as kernels
 from engram_cli.table.scan.scan import (
-    EVERYTHING,
     SEED,
     Columns,
-    Contents,
-    Duplicates,
     LayerScan,
     Sums,
     column_of,
@@ -39,6 +37,7 @@ GROUPS = 16
 RUN = 4  # rows one after another: longer runs read fewer pages and know less of duplicates
 _HITS = 2**20  # rows whose hits are read at a time
 _MET = 3.0  # expected where there are none with a chance of 5 %
+_NORMAL_95 = 1.645
 _TOGETHER = RUN**2 / (2 * RUN - 1)
 
 
@@ -58,7 +57,7 @@ def scan_sample(source: LayerReader, *, threads: int = 1, progress: Progress = S
         for at, (begin, rows) in enumerate(zip(entry.offsets, entry.moduli, strict=True))
     ]
     ids = np.concatenate([each.reshape(-1) for each in drawn])
-    groups, chosen = _measured(source, ids, [each.shape for each in drawn])
+    groups, chosen, unevenness = _measured(source, ids, [each.shape for each in drawn])
     progress.advance(len(ids) * source.stored_row_bytes)
     hot = _counted(source, threads) if counted else [Sums() for _ in drawn]
     columns, bins = [], []
@@ -68,7 +67,9 @@ def scan_sample(source: LayerReader, *, threads: int = 1, progress: Progress = S
             whole.merge(sums)
         found = column_of(layout, layer, at, whole, counted, read)
         apart = [column_of(layout, layer, at, sums, counted, read // len(own)) for sums in own]
-        columns.append(_estimated(found, apart, rows, hot[at] if counted else None))
+        if counted:
+            found = _with_hits(found, hot[at])
+        columns.append(_estimated(found, apart, rows, unevenness[at]))
         bins.append(np.rint(whole.bins * (rows / read)).astype(np.int64))
     contents = Contents(0)
     contents.add(np.stack([ids[chosen[kernels.ROW].astype(np.int64)], chosen[kernels.HASH]]))
@@ -76,7 +77,9 @@ def scan_sample(source: LayerReader, *, threads: int = 1, progress: Progress = S
         columns=tuple(columns),
         hottest=hottest_of(hot, entry.offsets),
         bins=np.stack(bins),
-        duplicates=_bounded(contents.figures(chosen.shape[1]), contents.pairs, sum(entry.moduli)),
+        duplicates=_bounded(
+            contents.figures(chosen.shape[1]), contents.repeated, sum(entry.moduli)
+        ),
         read=len(ids),
     )
 
@@ -97,15 +100,16 @@ def _drawn(rows: int, columns: int, seed: Sequence[int]) -> NDArray[np.int64]:
 
 def _measured(
     source: LayerReader, ids: NDArray[np.int64], shapes: Sequence[tuple[int, ...]]
-) -> tuple[list[list[Sums]], NDArray[np.uint64]]:
-    """Return the sums of each group of each column, and all usual rows uint64[2, n] by their place
-    among `ids`, with their hashes."""
+) -> tuple[list[list[Sums]], NDArray[np.uint64], list[float]]:
+    """Return the sums of each group of each column; all usual rows uint64[2, n] by their place
+    among `ids`, with their hashes; and of each column the squares of the other rows of each run.
+    """
     items, factors = source.taken(ids)
     hits, scales, keys = source.hits_at(ids), source.row_scales, hash_keys(source)
     chosen = np.empty((kernels.COLUMNS, len(ids)), dtype=np.uint64)
-    found, first, taken = [], 0, 0
+    found, first, taken, squares = list[list[Sums]](), 0, 0, list[float]()
     for groups, size in shapes:
-        own = [Sums() for _ in range(groups)]
+        own, begin, before = [Sums() for _ in range(groups)], first, taken
         for sums in own:
             sums.counts[kernels.CHOSEN] = taken
             kernels.add_rows(
@@ -117,7 +121,13 @@ def _measured(
             sums.counts[kernels.CHOSEN] = 0
             first += size
         found.append(own)
-    return found, chosen[:, :taken]
+        others = 0.0
+        if taken - before < first - begin:
+            runs = (chosen[kernels.ROW, before:taken].astype(np.int64) - begin) // RUN
+            usual = np.bincount(runs, minlength=-((begin - first) // RUN))
+            others = float(((RUN - usual) ** 2).sum())
+        squares.append(others)
+    return found, chosen[:, :taken], squares
 
 
 def _counted(source: LayerReader, threads: int) -> list[Sums]:
@@ -143,13 +153,30 @@ def _counted(source: LayerReader, threads: int) -> list[Sums]:
     return found
 
 
-def _estimated(found: Columns, apart: Sequence[Columns], rows: int, hot: Sums | None) -> Columns:
+def _with_hits(found: Columns, hot: Sums) -> Columns:
+    hit, hits, most = hot.counts[[kernels.HIT, kernels.HITS, kernels.MAX_HITS]].tolist()
+    return replace(found, hit_rows=hit, hits=hits, max_hits=most)
+
+
+def most_of(met: int, squares: float) -> float:
+    """Return an upper bound of the rows expected in a sample that has `met`, with 95 % confidence.
+
+    `squares`: the sum over runs of the square of how many of them a run has. It holds for rows that
+    lie alone and for those that lie together: the bound of a weighted sum of Poisson counts, the
+    weight of one that was not met being a whole run. Source: Fay and Feuer, "Confidence intervals
+    for directly standardized rates" (Statistics in Medicine 16, 1997); quantiles of the gamma
+    distribution by Wilson and Hilferty (1931), to 1 %.
+    """
+    total, variance = met + RUN, squares + RUN**2
+    shape = total**2 / variance
+    quantile = shape * (1.0 - 1.0 / (9.0 * shape) + _NORMAL_95 / (3.0 * math.sqrt(shape))) ** 3
+    return quantile * variance / total
+
+
+def _estimated(found: Columns, apart: Sequence[Columns], rows: int, squares: float) -> Columns:
     """Return the figures of a column of `rows` from those of the rows that were read, and of each
-    group of them."""
+    group of them. `squares`: as `most_of`, of rows that are zero or not finite."""
     read = found.read or 1
-    if hot is not None:
-        hit, hits, most = hot.counts[[kernels.HIT, kernels.HITS, kernels.MAX_HITS]].tolist()
-        found = replace(found, hit_rows=hit, hits=hits, max_hits=most)
     if read == rows:
         return found
     scale, left = rows / read, math.sqrt(1.0 - read / rows)
@@ -162,32 +189,43 @@ def _estimated(found: Columns, apart: Sequence[Columns], rows: int, hot: Sums | 
             return 0.0
         return left * float(np.std(known, ddof=1)) / math.sqrt(len(known))
 
-    def counted(one: int, each: Sequence[int | None]) -> float:
-        # None in the sample is not none: the error is then that of one row.
-        return error([(own or 0) * len(apart) * scale for own in each]) if one else scale
+    def counted(each: Sequence[int | None]) -> float:
+        # None in the sample is not none, and all are not all: the error is at least that of a row.
+        return max(scale, error([(own or 0) * len(apart) * scale for own in each]))
+
+    def most(met: int) -> int:
+        # Rows that were read and are others are known to be.
+        highest = most_of(met, min(squares, RUN * float(met))) * scale
+        return min(math.ceil(highest), rows - read + met)
 
     return replace(
         found,
         rows=rows,
         zero=round(zero * scale),
-        zero_error=counted(zero, [each.zero for each in apart]),
+        zero_most=most(zero),
+        zero_error=counted([each.zero for each in apart]),
         not_finite=round(bad * scale),
-        not_finite_error=counted(bad, [each.not_finite for each in apart]),
+        not_finite_most=most(bad),
+        not_finite_error=counted([each.not_finite for each in apart]),
         mean_error=error([each.mean for each in apart]),
         hit_mean_error=error([each.hit_mean for each in apart]),
         unhit_mean_error=error([each.unhit_mean for each in apart]),
     )
 
 
-def _bounded(found: Duplicates, pairs: int, rows: int) -> Duplicates:
-    """Return the figures of a sample, and by its equal pairs which share of `rows` may have a twin.
+def _bounded(found: Duplicates, repeated: NDArray[np.int64], rows: int) -> Duplicates:
+    """Return the figures of a sample, and by its equal rows which share of `rows` may have a twin.
 
-    Two rows are both read with a chance of (read / rows)^2, and no row has fewer twins than one.
-    Where a stretch of rows is there twice, equal pairs are found in runs: `_TOGETHER` on average.
+    Two rows are both read with a chance of (read / rows)^2 = f^2. If each content that was met
+    twice stands for 2 / f^2 rows, and one met k > 2 times for k / f, then a group of c rows is
+    expected to stand for c + c (c - 2) (1 - f)^(c - 1): never for less than it has. Where a stretch
+    of rows is there twice, equal pairs are found in runs: `_TOGETHER` on average.
     """
     if found.rows < 2:
         return found
-    met = pairs / _TOGETHER
-    most = _TOGETHER * (met + 2.0 * math.sqrt(met) + _MET)
-    twins = 2.0 * most / found.rows * (rows - 1) / (found.rows - 1)
-    return replace(found, twin_share=min(1.0, twins), bound=True)
+    more = repeated[repeated > 2]
+    met = (len(repeated) - len(more)) / _TOGETHER
+    pairs = _TOGETHER * (met + 2.0 * math.sqrt(met) + _MET)
+    larger = float(more.sum()) + 2.0 * math.sqrt(float((more**2).sum()))
+    twins = (2.0 * pairs * (rows - 1) / (found.rows - 1) + larger) / found.rows
+    return replace(found, twin_share=min(1.0, twins), twin_share_error=0.0, bound=True)

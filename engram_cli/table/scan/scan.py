@@ -1,12 +1,11 @@
 """One pass over a layer: ranges of rows on threads in, figures by column and duplicates out.
 
-Memory is a few buffers a thread and the samples, whatever the size of the table. Ranges are merged
-in their order, so that the figures are the same for any number of threads.
+Memory is a few buffers a thread, the samples, and the hashes of at most `EXACT` rows. Ranges are
+merged in their order, so that the figures are the same for any number of threads.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +17,11 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
+from engram_cli.table.scan.contents import EVERYTHING, Contents, Duplicates
 from engram_cli.table.scan.kernels import rows as kernels
 from engram_cli.table.scan.source import WORD, LayerReader, RowRange
 
 HOTTEST = 10
-SAMPLE = 2**13  # rows expected in the sample that looks for duplicates
-EVERYTHING = 2**64
-_SHOWN = 5
 SEED = 0x656E6772616D
 _CHOSEN = 2**14  # rows for the samples that a thread keeps until they are taken
 Hottest = tuple[tuple[int, int], ...]  # (row of a column, hits), by hits
@@ -37,6 +34,8 @@ class Columns:
     `zero` and `not_finite` rows; `mean`, `rms`, `least`, `most`: norms of the others; `hit_mean`
     and `unhit_mean`: of those with and without a hit. None where there are no vectors or no hits.
     `read`: the rows that were read for these. The errors are standard errors, 0 where all were.
+    `zero_most`, `not_finite_most`: at most so many rows, with 95 % confidence. This holds for rare
+    rows too, for which a standard error means little.
     """
 
     layer: int
@@ -60,33 +59,8 @@ class Columns:
     mean_error: float = 0.0
     hit_mean_error: float = 0.0
     unhit_mean_error: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Twins:
-    """Rows with the same bytes: `rows` of them, `first` and `second` the two lowest."""
-
-    rows: int
-    first: int
-    second: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duplicates:
-    """How many rows of a layer have equal contents, without those that are zero or not finite.
-
-    `distinct`: distinct row contents, an estimate with its standard error unless that is 0.
-    `twin_share`: the share of the rows whose content another row has. Of a sample of the rows,
-    `rows`, `distinct` and `twins` are those of the sample, and `twin_share` is a `bound`: at most
-    so many rows of the layer have a twin, with 95 % confidence.
-    """
-
-    rows: int
-    distinct: float
-    distinct_error: float
-    twin_share: float
-    twins: tuple[Twins, ...]
-    bound: bool = False
+    zero_most: int | None = None
+    not_finite_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -263,7 +237,9 @@ def column_of(
         hits=hits if counted else None,
         max_hits=max_hits if counted else None,
         zero=zero,
+        zero_most=zero,
         not_finite=not_finite,
+        not_finite_most=not_finite,
         mean=mean,
         rms=float(np.sqrt(square / max(usual, 1))),
         least=float(found.ends[0]) if usual else 0.0,
@@ -272,91 +248,3 @@ def column_of(
         unhit_mean=unhit,
         read=rows,
     )
-
-
-class Contents:
-    """The row contents whose hash lies below `threshold`, each with its count and two rows."""
-
-    def __init__(self, rows: int) -> None:
-        """Make room for a sample of about `SAMPLE` of at most `rows` contents."""
-        self.threshold = sample_threshold(rows)
-        self._hashes = np.empty(0, dtype=np.uint64)
-        self._counts = np.empty(0, dtype=np.int64)
-        self._rows = np.empty((0, 2), dtype=np.int64)
-        self._waiting: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
-
-    def add(self, chosen: NDArray[np.uint64]) -> None:
-        """Take chosen rows uint64[2, n] with their hashes; each row once."""
-        hashes, rows = chosen[kernels.HASH], chosen[kernels.ROW].astype(np.int64)
-        below = hashes < np.uint64(min(self.threshold, EVERYTHING - 1))
-        self._waiting.append((hashes[below], rows[below]))
-        if sum(len(waiting) for waiting, _ in self._waiting) >= SAMPLE:
-            self._merge()
-
-    def _merge(self) -> None:
-        if not self._waiting:
-            return
-        hashes = np.concatenate([self._hashes, *(waiting for waiting, _ in self._waiting)])
-        fresh = np.concatenate([self._rows[:0, 0], *(rows for _, rows in self._waiting)])
-        self._waiting = []
-        counts = np.concatenate([self._counts, np.ones(len(fresh), dtype=np.int64)])
-        pairs = np.stack([fresh, np.full(len(fresh), -1)], axis=1)
-        rows = np.concatenate([self._rows, pairs])
-        order = np.argsort(hashes)  # 6 times as fast as a stable one
-        ordered = hashes[order]
-        if np.any(ordered[1:] == ordered[:-1]):  # rows are added in their order
-            order = np.argsort(hashes, kind="stable")
-        hashes, counts, rows = ordered, counts[order], rows[order]
-        begins = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
-        begins = begins[: len(hashes)]
-        second = rows[begins, 1]
-        several = np.diff(np.append(begins, len(hashes))) > 1
-        following = rows[begins[several] + 1, 0]
-        known = second[several]
-        second[several] = np.where((known >= 0) & (known < following), known, following)
-        self._rows = np.stack([rows[begins, 0], second], axis=1)
-        self._hashes = hashes[begins]
-        self._counts = np.add.reduceat(counts, begins) if len(begins) else counts
-
-    @property
-    def pairs(self) -> int:
-        """Return how many pairs of the rows that were taken are equal."""
-        self._merge()
-        return int((self._counts * (self._counts - 1) // 2).sum())
-
-    def figures(self, rows: int) -> Duplicates:
-        """Return the figures of a layer of `rows` rows that are neither zero nor not finite.
-
-        An estimator of a sample by hash, as of the n-grams of a corpus; never more than the rows
-        without those that are known to repeat others.
-        """
-        self._merge()
-        share = min(self.threshold / EVERYTHING, 1.0)
-        size = len(self._hashes)
-        error = math.sqrt(size * (1.0 - share)) / share
-        seen = int(self._counts.sum())
-        doubled = self._counts > 1
-        twin_share = int(self._counts[doubled].sum()) / seen if seen else 0.0
-        several = np.flatnonzero(doubled)
-        best = several[np.lexsort([self._rows[several, 0], -self._counts[several]])]
-        shown = best[:_SHOWN].tolist()
-        groups = tuple(
-            Twins(
-                rows=int(self._counts[at]),
-                first=int(self._rows[at, 0]),
-                second=int(self._rows[at, 1]),
-            )
-            for at in shown
-        )
-        return Duplicates(
-            rows=rows,
-            distinct=min(size / share, float(rows - (seen - size))),
-            distinct_error=error,
-            twin_share=twin_share,
-            twins=groups,
-        )
-
-
-def sample_threshold(rows: int) -> int:
-    """Return the hash below which about `SAMPLE` of `rows` random ones lie."""
-    return EVERYTHING if rows <= SAMPLE else EVERYTHING * SAMPLE // rows

@@ -56,6 +56,8 @@ def test_figures_lie_within_their_errors(tmp_path: Path, dtype: str) -> None:
         assert abs(own.mean - whole.mean) < 5 * own.mean_error
         assert (own.zero, own.not_finite) == (whole.zero, whole.not_finite) == (0, 0)
         assert own.zero_error == pytest.approx(own.rows / (READ // 4))
+        assert own.zero_most == pytest.approx(11.98 * own.rows / (READ // 4), rel=0.012)
+        assert whole.zero_most == 0
         assert own.least is not None
         assert whole.least is not None
         assert own.least >= whole.least
@@ -78,6 +80,9 @@ def test_zero_rows_are_estimated_wherever_they_lie(tmp_path: Path) -> None:
     for own, whole in zip(some.columns, every.columns, strict=True):
         assert abs((own.zero or 0) - (whole.zero or 0)) < 4 * own.zero_error
         assert abs((own.not_finite or 0) - (whole.not_finite or 0)) < 4 * own.not_finite_error
+        assert (own.zero or 0) < (own.zero_most or 0) < own.rows
+        assert (own.zero_most or 0) >= (whole.zero or 0)
+        assert (own.not_finite_most or 0) >= (whole.not_finite or 0)
     errors = [column.not_finite_error for column in some.columns]
     assert min(errors[1:]) > 2 * errors[0]
     assert sum(errors[1:]) > sum(column.zero_error for column in some.columns[1:])

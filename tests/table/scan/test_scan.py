@@ -13,7 +13,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows import DTYPES
-from engram_cli.table.scan import scan as scanning
+from engram_cli.table.scan import contents as sampling
 from engram_cli.table.scan import source
 from engram_cli.table.scan.kernels.rows import bin_of
 from engram_cli.table.scan.scan import LayerScan, scan_layer
@@ -135,7 +135,8 @@ def test_a_sample_estimates_what_all_rows_have(
     order = generator.permutation(rows)
     values[order[:8000]] = values[order[8000:16000]]
     rewrite(tmp_path / "t.zarr", 0, values)
-    monkeypatch.setattr(scanning, "SAMPLE", 4000)
+    monkeypatch.setattr(sampling, "EXACT", 0)
+    monkeypatch.setattr(sampling, "SAMPLE", 4000)
     found = scanned(open_table(tmp_path / "t.zarr"), 0).duplicates
     assert found.distinct_error > 0
     assert abs(found.distinct - (rows - 8000)) < 4 * found.distinct_error
@@ -144,12 +145,13 @@ def test_a_sample_estimates_what_all_rows_have(
 
 def test_there_are_never_more_contents_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the sampled share is small, hashes that lie low by chance gave a larger estimate."""
-    monkeypatch.setattr(scanning, "SAMPLE", 50)
+    monkeypatch.setattr(sampling, "EXACT", 0)
+    monkeypatch.setattr(sampling, "SAMPLE", 50)
     for seed in range(40):
         hashes = np.random.default_rng(seed).integers(0, 2**63, 2000, dtype=np.uint64)
         chosen = np.zeros((2, 2000), dtype=np.uint64)
         chosen[0], chosen[1] = np.arange(2000), hashes
-        contents = scanning.Contents(2000)
+        contents = sampling.Contents(2000)
         contents.add(chosen)
         assert 0 < contents.figures(2000).distinct <= 2000
 
