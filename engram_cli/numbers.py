@@ -31,7 +31,7 @@ def brief(value: float) -> str:
 
 def bytes_text(value: float) -> str:
     """Return a number of bytes: 950 B, 31.5 MB."""
-    for step, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+    for step, letter in _STEPS:
         if value >= step:
             return f"{value / step:.1f} {letter}B"
     return f"{value:.0f} B"

@@ -37,11 +37,11 @@ class Listener:
 def build(path: Path, vocab: CompressedVocab | None, **options: Any) -> Path:
     """Write a table of two layers and return its path."""
     init = options.pop("init", None) or make_init("normal", seed=0, std=0.5)
-    dtype = options.pop("dtype", "bfloat16")
+    dtype, dim = options.pop("dtype", "bfloat16"), options.pop("dim", 8)
     common: dict[str, Any] = {"orders": (2, 3), "heads": 2, "rows_per_head": 90, "layers": (1, 2)}
     scheme = options.pop("scheme", "engram-v1")
     layout = hash_layout(scheme, vocab, **common | options)
-    build_store(TableSpec(layout=layout, dim=8, dtype=dtype, init=init, chunk_rows=100), path)
+    build_store(TableSpec(layout=layout, dim=dim, dtype=dtype, init=init, chunk_rows=100), path)
     return path
 
 

@@ -81,7 +81,8 @@ def test_times_do_not_round_to_nothing(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1_740, "1.7 kB"), (32_000_024, "32.0 MB")]
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (45_600, "45.6 kB"), (10**6, "1.0 MB"), (2_048 * 10**9, "2.0 TB")],
 )
-def test_small_sizes_get_a_smaller_unit(size: int, text: str) -> None:
-    assert bytes_text(size) == text
+def test_bytes_in_words(value: int, text: str) -> None:
+    assert bytes_text(value) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -104,10 +105,28 @@ def _usage(error: Any) -> int:
         error.show()
         return 2
     context = getattr(error, "ctx", None)
-    command = "engram" if context is None else context.command_path
+    command = _named_command(sys.argv[1:]) if context is None else context.command_path
     message = " ".join(str(error.format_message()).split())
     parameter = getattr(error, "param", None)
     if context is not None and parameter is not None and in_config(context, parameter.name):
         message = f"{CONFIG_NAME}: {message}"
     print_error("UsageError", message.rstrip("."), f"see: {command} --help")
     return 2
+
+
+def _named_command(words: Sequence[str]) -> str:
+    """Return the command that a command line names, of an error that does not say its own."""
+    path, known = "engram", _names(app)
+    for word in words:
+        if word in known:
+            path, known = f"{path} {word}", known[word]
+    return path
+
+
+def _names(group: typer.Typer) -> dict[str, dict[str, Any]]:
+    """Return the names of the commands of a group, each with those of its own."""
+    found: dict[str, dict[str, Any]] = {str(own.name): {} for own in group.registered_commands}
+    for own in group.registered_groups:
+        if own.typer_instance is not None:
+            found[str(own.typer_instance.info.name)] = _names(own.typer_instance)
+    return found

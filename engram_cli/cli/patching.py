@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engram_cli.patches.stack import Conflict
 
 _SHOWN = 8  # conflicts
+_NO_DIGEST = " (computed: the file has none, so that damage to its values is not found)"
 
 
 @command(PatchMakeRequest)
@@ -209,7 +210,7 @@ def _shown(result: ShowPatchResult) -> list[RenderableType]:
         ("size", quantity(result.nbytes, "bytes")),
         ("layout", result.fingerprint),
         ("made for", made_for),
-        ("digest", result.digest),
+        ("digest", result.digest + ("" if result.has_digest else _NO_DIGEST)),
         *result.facts.items(),
     ]
     if result.compared_with is not None:

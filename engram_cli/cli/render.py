@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engram_cli.cli.plain import clean_segments
-from engram_cli.numbers import counted
+from engram_cli.numbers import bytes_text, counted
 from engram_cli.remote.store import ReadCount
 
 _UNBOUNDED = 10_000  # columns
@@ -23,12 +23,11 @@ _STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 def quantity(value: float, unit: str) -> str:
     """Return a number with its unit: bytes as 31.5 MB, others as 8.2 M tokens."""
+    if unit == "bytes":
+        return bytes_text(value)
     for step, letter in _STEPS:
         if value >= step:
-            text = f"{value / step:.1f} {letter}"
-            return f"{text}B" if unit == "bytes" else f"{text} {unit}".replace(" ", "\u00a0")
-    if unit == "bytes":
-        return f"{value:.0f} B"
+            return f"{value / step:.1f} {letter} {unit}".replace(" ", "\u00a0")
     return f"{value:.{0 if value >= 9.95 or value % 1 == 0 else 1}f} {unit}"
 
 

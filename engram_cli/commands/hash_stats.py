@@ -72,7 +72,9 @@ class HashStatsResult(StatisticsResult):
 
     `bytes` is None if a source is a pipe; `tokenizer` is None if no file holds text; `encoder` is
     the package that was encoding at the end. `resumed_tokens`: counted by runs that were
-    interrupted; `seconds` are those of this run. These are not in the statistics folder.
+    interrupted; `seconds` are those of this run. `empty_documents`: texts of no characters, in
+    files that hold others, which are not among the `documents`. These are not in the statistics
+    folder.
     """
 
     bytes: int | None
@@ -81,6 +83,7 @@ class HashStatsResult(StatisticsResult):
     memory_bytes: int
     seconds: float
     resumed_tokens: int = 0
+    empty_documents: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -126,6 +129,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         memory_bytes=running.memory.total,
         seconds=counted.seconds,
         resumed_tokens=counted.resumed_tokens,
+        empty_documents=counted.empty_documents,
         **written,
     )
 

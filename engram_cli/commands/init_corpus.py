@@ -22,6 +22,7 @@ from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, MismatchError, UndecodableError
 from engram_cli.formats.embeddings import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.numbers import bytes_text
 from engram_cli.progress import Progress
 from engram_cli.sizes import available_memory, processors
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings, RandomEmbeddings
@@ -59,8 +60,8 @@ class FillPlan:
         about = "about " if self.guessed else ""
         return (
             f"filling from {about}{self.tokens:,} tokens in {self.some_passes} within "
-            f"{self.memory_bytes / 1e9:,.1f} GB of memory; at most "
-            f"{self.scratch_bytes / 1e9:,.1f} GB on the disk until the end"
+            f"{bytes_text(self.memory_bytes)} of memory; at most "
+            f"{bytes_text(self.scratch_bytes)} on the disk until the end"
         )
 
 

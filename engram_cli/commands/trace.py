@@ -89,6 +89,8 @@ def trace_text(request: TraceRequest) -> TraceResult:
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
         )
     bundle = request.bundle or request.checkpoint / BUNDLE_NAME
+    if request.verify:
+        read_bundle(bundle, verify=True)
     check_tokenizer(bundle, tokenizer)
     model = model_with_memory(
         request.checkpoint,

@@ -187,14 +187,16 @@ class ReadPosition:
     """How far a corpus was read, so that reading can resume there.
 
     `items` of the file with the index `file` were read, and all of the files before it; `blank`: of
-    these items none held anything. `empty_files`, `cuts`: as in `TokenStream`. `open`, `before`: of
-    the document at hand, whether no token of it was seen yet, and how many were.
+    these items none held anything. `empty_files`, `empty_documents`, `cuts`: as in `TokenStream`.
+    `open`, `before`: of the document at hand, whether no token of it was seen yet, and how many
+    were.
     """
 
     file: int = 0
     items: int = 0
     blank: bool = True
     empty_files: int = 0
+    empty_documents: int = 0
     cuts: Cuts = Cuts()
     open: bool = False
     before: int = 0
@@ -202,6 +204,8 @@ class ReadPosition:
     @classmethod
     def read(cls, stored: Any) -> ReadPosition:
         """Return a position that was stored as `asdict` gives it. Raises ValueError."""
+        if isinstance(stored, dict):
+            stored = {"empty_documents": 0} | stored  # versions before did not count them
         numbers = _checked(cls, stored)
         return cls(**numbers | {"cuts": Cuts(**_checked(Cuts, numbers["cuts"]))})
 

@@ -188,6 +188,7 @@ class TokenStream:
         encoded nor handed on."""
         self._read_position = read_position = read_position or ReadPosition()
         self.empty_files = read_position.empty_files
+        self.empty_documents = read_position.empty_documents  # texts in files that hold others
         self.cuts = read_position.cuts  # where long documents were cut
         self._files = files
         self._begins = begins
@@ -243,6 +244,10 @@ class TokenStream:
                         read_position=self._counted(at),
                     )
                     continue
+                if item.text and at.blank:
+                    self.empty_documents += at.items  # before it in the file: all of them empty
+                elif not item.text and not at.blank:
+                    self.empty_documents += item.first
                 held.take(item, file.key, partition)
                 if not item.first:
                     self.cuts += cut_between(end, item.text)
@@ -256,7 +261,12 @@ class TokenStream:
             yield held.batch(self._counted(ReadPosition(file=len(self._files))))
 
     def _counted(self, read_position: ReadPosition) -> ReadPosition:
-        return replace(read_position, empty_files=self.empty_files, cuts=self.cuts)
+        return replace(
+            read_position,
+            empty_files=self.empty_files,
+            empty_documents=self.empty_documents,
+            cuts=self.cuts,
+        )
 
     def _with_position(self, read_position: ReadPosition | None) -> ReadPosition | None:
         """Return `read_position` with what the consumer's side knows."""

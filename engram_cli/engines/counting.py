@@ -90,10 +90,12 @@ class Counted:
 
     `encoder`: the packages that encoded at the end, None without texts; `seconds` of this run,
     which found `resumed_tokens` counted before; `cuts`: where long documents were cut.
+    `empty_documents`: texts of no characters, in files that hold others.
     """
 
     partial: Partial
     empty_files: int
+    empty_documents: int
     cuts: Cuts
     encoder: str | None
     seconds: float = 0.0
@@ -105,8 +107,8 @@ class Counted:
         return self.partial.counts
 
 
-Part: TypeAlias = tuple[State, int, Cuts, frozenset[str]]
-"""A `Partial` as a state, empty files, cuts and encoders."""
+Part: TypeAlias = tuple[State, int, int, Cuts, frozenset[str]]
+"""A `Partial` as a state, empty files, empty documents, cuts and encoders."""
 
 
 def count(engine: Engine, work: Work, running: Running, progress: Progress) -> Counted:
@@ -159,6 +161,8 @@ def _count(
         raise CorpusError(f"{what} holds no token", "give files with text")
     if counted.empty_files:
         progress.note(f"{counted.empty_files} empty files were skipped")
+    if counted.empty_documents:
+        progress.note(f"{counted.empty_documents:,} empty documents were skipped")
     if counted.cuts.total:
         progress.note(
             f"long documents were tokenised in pieces, cut at {counted.cuts}; n-grams run across "
@@ -202,27 +206,38 @@ class CountJob:
     def partial(self, counted: Counted) -> Part:
         """Return the counts as named arrays."""
         encoders = frozenset(() if counted.encoder is None else (counted.encoder,))
-        return counted.partial.state(), counted.empty_files, counted.cuts, encoders
+        return (
+            counted.partial.state(),
+            counted.empty_files,
+            counted.empty_documents,
+            counted.cuts,
+            encoders,
+        )
 
     def merge(self, *parts: Part) -> Part:
         """Merge parts. Raises ArtifactError, MismatchError."""
         layout = self.work.layout
-        state, empty_files, cuts, encoders = parts[0]
-        whole = read_partial(layout, state)
-        for state, more_empty_files, more_cuts, more_encoders in parts[1:]:
+        whole = read_partial(layout, parts[0][0])
+        for state, *_ in parts[1:]:
             whole = whole.merge(read_partial(layout, state))
-            empty_files, cuts = empty_files + more_empty_files, cuts + more_cuts
-            encoders |= more_encoders
-        return whole.state(), empty_files, cuts, encoders
+        _, empty_files, empty_documents, cuts, encoders = zip(*parts, strict=True)
+        return (
+            whole.state(),
+            sum(empty_files),
+            sum(empty_documents),
+            sum(cuts, Cuts()),
+            frozenset().union(*encoders),
+        )
 
     def result(self, part: Part) -> Counted:
         """Return the counts in a part. Raises InputError when all n-grams do not fit here."""
-        state, empty_files, cuts, encoders = part
+        state, empty_files, empty_documents, cuts, encoders = part
         partial = read_partial(self.work.layout, state)
         check_exact_memory(self.work.collector_options, partial.collected)
         return Counted(
             partial=partial,
             empty_files=empty_files,
+            empty_documents=empty_documents,
             cuts=cuts,
             encoder=", ".join(sorted(encoders)) or None,
         )
@@ -280,6 +295,7 @@ class _Counter:
             return Counted(
                 partial=Partial(counts=counts, collected=self._collector_set.partials()),
                 empty_files=stream.empty_files,
+                empty_documents=stream.empty_documents,
                 cuts=stream.cuts,
                 encoder=None if encoder is None else encoder.name,
             )

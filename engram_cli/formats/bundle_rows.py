@@ -105,6 +105,7 @@ def _check(path: Path, checks: Checks) -> BundleRows | None:
         bundle = read_bundle(path)
     except (InputError, MismatchError) as error:  # of the table that it refers to
         checks.problems.append(error.message)
+        checks.not_checked.append(f"the rows: {error.hint}")
         return None
     checks.checked.append("headers")
     if bundle.table is not None:

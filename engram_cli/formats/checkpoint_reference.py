@@ -7,7 +7,6 @@ runtime imports this file.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -22,33 +21,15 @@ from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchEr
 from engram_cli.files import read_json
 from engram_cli.formats.bundle_spec import SCALES, BundleSpec, Shard
 from engram_cli.formats.checkpoint import OWN_LAYERS
+from engram_cli.formats.file_stamp import FileStamp
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.source import Span
 
-HEAD_BYTES = 2**16  # of a file's beginning, which its digest covers
 MAX_FILES, MAX_SPANS = 2**16, 2**20
 _AGAIN = "attach the checkpoint again: engram attach --reference --force"
 _LISTS = ("file", "begin", "first_row", "rows", "stride")
 
 Spans = Mapping[tuple[int, str], tuple[Span, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileStamp:
-    """What a file was when it was referred to: size in bytes, time of its last change in
-    nanoseconds, and the SHA-256 of its first 64 KiB."""
-
-    size: int
-    changed: int
-    head: str
-
-    @classmethod
-    def of(cls, path: Path) -> FileStamp:
-        """Stamp a file. Raises OSError."""
-        with path.open("rb") as file:
-            about = os.fstat(file.fileno())
-            head = hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()
-        return cls(size=about.st_size, changed=about.st_mtime_ns, head=f"sha256:{head}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +90,7 @@ class CheckpointReference:
             if found != stamp:
                 raise MismatchError(
                     f"{folder / name} was changed since the bundle {bundle} was made: "
-                    f"{_difference(stamp, found)}",
+                    f"{stamp.difference(found)}",
                     _AGAIN,
                 )
 
@@ -130,10 +111,7 @@ class CheckpointReference:
             "path": self.path,
             "format": self.format,
             "dialect": self.dialect,
-            "files": {
-                name: {"bytes": stamp.size, "changed": str(stamp.changed), "head": stamp.head}
-                for name, stamp in sorted(self.files.items())
-            },
+            "files": {name: stamp.to_json() for name, stamp in sorted(self.files.items())},
             "parts": parts,
             "scales": {str(layer): scale for layer, scale in sorted(self.scales.items())},
         }
@@ -268,14 +246,6 @@ def _path_from(checkpoint: Path, bundle: Path) -> str:
     return str(checkpoint)
 
 
-def _difference(stamp: FileStamp, found: FileStamp) -> str:
-    if stamp.size != found.size:
-        return f"{found.size:,} bytes, not {stamp.size:,}"
-    if stamp.head != found.head:
-        return "its first 64 KiB are others"
-    return "it was written to at another time"
-
-
 def _plain_path(name: Any) -> Path:
     """Return a path inside a folder. Raises ValueError for any other."""
     parts = PurePosixPath(name).parts
@@ -286,10 +256,7 @@ def _plain_path(name: Any) -> Path:
 
 def _stamp(name: str, about: Mapping[str, Any]) -> FileStamp:
     _plain_path(name)
-    size, changed, head = about["bytes"], about["changed"], about["head"]
-    if type(size) is not int or size < 1 or not isinstance(head, str):
-        raise ValueError(f"the file {name!r} has no size or digest")
-    return FileStamp(size=size, changed=int(changed), head=head)
+    return FileStamp.from_json(name, about)
 
 
 def _span(entry: Sequence[Any]) -> Span:

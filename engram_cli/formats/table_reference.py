@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
 from engram_cli.files import read_json
 from engram_cli.formats.bundle_spec import HITS, BundleSpec, Shard
+from engram_cli.formats.file_stamp import FileStamp
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.table.grid import ChunkedArray, array_name, content_digest
 
 META = "zarr.json"
 MAX_META_BYTES = 256 * 2**20
 _AGAIN = "write the bundle again with engram attach --reference --force"
+_VERIFY = "see what else is wrong with the table: engram verify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +31,13 @@ class TableReference:
 
     `files`: size in bytes and checksum of each chunk file that the bundle's layers need, by its
     path in the table, as the table's manifest has them; hits among them where the table has some.
+    `stamps`: what each of them was when the bundle was made; {} in bundles of versions before.
     """
 
     path: str
     digest: str
     files: Mapping[str, tuple[int, str]]
+    stamps: Mapping[str, FileStamp] = field(default_factory=dict)
 
     def folder(self, bundle: Path) -> Path:
         """Return where the table lies."""
@@ -82,7 +86,8 @@ class TableReference:
         """Return the table's folder. Raises InputError if it is missing, MismatchError for another.
 
         Checked are the attributes and their digest, dtype, row length and layout, the manifest's
-        sizes and checksums, and the size of each chunk file. No row is read.
+        sizes and checksums, and the size of each chunk file, its time of change and its first 64
+        KiB. No other row is read.
         """
         folder = self.folder(bundle)
         attributes = self._attributes(folder, bundle)
@@ -104,6 +109,8 @@ class TableReference:
                 raise MismatchError(f"{bundle} and the manifest of {folder} disagree on {name}",
                                     _AGAIN)  # fmt: skip
             _check_size(folder / name, size)
+        for name, stamp in self.stamps.items():
+            _check_stamp(folder, name, stamp, bundle)
         return folder
 
     def _attributes(self, folder: Path, bundle: Path) -> dict[str, Any]:
@@ -134,10 +141,12 @@ class TableReference:
         for name, entry in sorted(self.files.items()):
             files[HITS if _is_hits(name) else "files"][name] = list(entry)
         # Apart from the others, so that readers that know no hits take the rest.
+        stamps = {name: stamp.to_json() for name, stamp in sorted(self.stamps.items())}
         return {
             "path": self.path,
             "digest": self.digest,
             **{key: own for key, own in files.items() if own or key != HITS},
+            **({"stamps": stamps} if stamps else {}),
         }
 
     @classmethod
@@ -155,10 +164,19 @@ class TableReference:
             raise ValueError("the table has a path, digest or checksum that is no text")
         if any(type(size) is not int or size < 1 for size in sizes):
             raise ValueError("the table has a file of no size")
+        stamps = {
+            name: FileStamp.from_json(name, about)
+            for name, about in document.get("stamps", {}).items()
+        }
+        if stamps and {name: stamp.size for name, stamp in stamps.items()} != {
+            name: entry[0] for name, entry in listed.items()
+        }:
+            raise ValueError("the stamps are not those of the table's files")
         return cls(
             path=path,
             digest=digest,
             files={name: (entry[0], entry[1]) for name, entry in listed.items()},
+            stamps=stamps,
         )
 
 
@@ -169,12 +187,24 @@ def refer(
 
     `files` is the table's manifest, of which the bundle's layers are taken. The path is relative
     where the table lies next to the checkpoint or the bundle, so that both can move; else absolute.
+    Raises InputError for files that cannot be read, ArtifactError for those of another size.
     """
     own = {array_name(layer, part) for layer in spec.layers for part in (*spec.parts, HITS)}
+    listed = {name: entry for name, entry in files.items() if name.rpartition("/")[0] in own}
+    try:
+        stamps = {name: FileStamp.of(table / name) for name in listed}
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}", _VERIFY) from None
+    for name, (size, _) in listed.items():
+        if stamps[name].size != size:
+            raise ArtifactError(
+                f"{table / name} has {stamps[name].size:,} bytes, not {size:,}", _VERIFY
+            )
     return TableReference(
         path=_path_from(table.resolve(), bundle.resolve()),
         digest=digest,
-        files={name: entry for name, entry in files.items() if name.rpartition("/")[0] in own},
+        files=listed,
+        stamps=stamps,
     )
 
 
@@ -195,3 +225,17 @@ def _check_size(path: Path, size: int) -> None:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}", _AGAIN) from None
     if found != size or not path.is_file():
         raise ArtifactError(f"{path} has {found} bytes, not {size}", _AGAIN)
+
+
+def _check_stamp(folder: Path, name: str, stamp: FileStamp, bundle: Path) -> None:
+    try:
+        found = FileStamp.of(folder / name)
+    except OSError as error:
+        raise ArtifactError(f"{folder / name} cannot be read: {error.strerror}", _AGAIN) from None
+    if found != stamp:
+        raise MismatchError(
+            f"{folder / name} was changed since the bundle {bundle} was made: "
+            f"{stamp.difference(found)}",
+            f"see whether the table is whole: engram verify {folder}; then attach it again: "
+            "engram attach --reference --force",
+        )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, IncompleteError, InputError
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, patch_facts, token_fact
 from engram_cli.hashing.layout import short
+from engram_cli.numbers import bytes_text
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.path import is_remote, readable_path
 from engram_cli.rows.checksum import Checksum, file_checksum
@@ -210,7 +211,7 @@ def _facts(table: TableStore) -> Facts:
             sums_array(entry.layer, entry.rows, table.dim).stored_bytes
             for entry in table.layout.layers
         )
-        kept.append(("kept sums", f"{size / 1e9:,.3f} GB: engram update needs no corpus"))
+        kept.append(("kept sums", f"{bytes_text(size)}: engram update needs no corpus"))
     return [
         *hash_facts(table.layout),
         ("rows", f"{rows:,} of {table.dim} x {table.dtype}"),

@@ -57,7 +57,8 @@ class Patch:
     `base`: the digest of the artifact that it was made for (`RowSource.digest`, or of sampled
     rows), `base_format` its format; `replaced`: the digest of the rows of the base that it
     replaces (`replaced_digest`). Each may be None, as in files of other programs.
-    `facts`: texts by name, for people.
+    `facts`: texts by name, for people. `stated`: the digest that the file of the patch states of
+    itself, which was found to be `digest`; None for files without one, and for patches of no file.
     """
 
     fingerprint: str
@@ -69,6 +70,7 @@ class Patch:
     replaced: str | None = None
     description: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
+    stated: str | None = None
 
     @property
     def row_type(self) -> RowType:

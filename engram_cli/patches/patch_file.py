@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import canonical_json, output_errors, parse_json
+from engram_cli.hashing.layout import short
 from engram_cli.outputs import Kind, Listing, new_file
 from engram_cli.patches.patch import LayerPatch, Patch
 from engram_cli.remote.copies import local_file
@@ -35,6 +36,7 @@ from engram_cli.rows.source import ROWS, SCALES
 FORMAT, VERSION = "engram-patch", 1
 SUFFIX = ".patch.safetensors"
 IDS = "ids"
+DIGEST = "digest"  # in the metadata, of what the patch does
 AGAIN = "take the patch again from where it came"
 _NAME = re.compile(rf"layers\.(0|[1-9][0-9]{{0,8}})\.({IDS}|{ROWS}|{SCALES})")
 _TEXTS = ("fingerprint", "dtype", "base", "base_format", "replaced", "description")
@@ -60,6 +62,7 @@ def write_stored(path: Path, patch: Patch) -> None:
         "format": FORMAT,
         "version": str(VERSION),
         "dim": str(patch.dim),
+        DIGEST: patch.digest,
         "facts": canonical_json(dict(patch.facts)).decode(),
     }
     about |= {name: text for name in _TEXTS if (text := getattr(patch, name)) is not None}
@@ -87,9 +90,9 @@ def _tensors(
 def read_patch(path: str | Path) -> Patch:
     """Open the patch at `path`: a file, a folder with one, an address or a repository of the Hub.
 
-    Row numbers and values are checked, once and in pieces; the rows stay in the file until they are
-    used. Raises InputError where there is none, ArtifactError for one that is damaged or newer,
-    SourceError for what cannot be downloaded.
+    Row numbers, values and the digest are checked, once and in pieces; the rows stay in the file
+    until they are used. Raises InputError where there is none, ArtifactError for one that is
+    damaged or newer, SourceError for what cannot be downloaded.
     """
     return _read(patch_path(path), finite=True)
 
@@ -115,6 +118,10 @@ def _read(file: Path, *, finite: bool) -> Patch:
     try:
         patch = _patch(file, about, places)
         patch.require_sound(finite=finite)
+        if patch.stated not in (None, patch.digest):
+            raise _Odd(
+                f"its digest is {short(patch.digest)}, and it says {short(patch.stated[:80])}"
+            )
     except _Odd as odd:
         raise ArtifactError(f"{file} is damaged: {odd}", AGAIN) from None
     except InputError as error:
@@ -201,7 +208,9 @@ def _patch(file: Path, about: Mapping[str, Any], places: Mapping[str, TensorPlac
             raise _Odd(f"layer {layer} has scales, and rows of {texts['dtype']} have none")
         arrays = {part: map_tensor(file, place) for part, place in parts.items()}
         layers[layer] = LayerPatch(ids=arrays[IDS], rows=arrays[ROWS], scales=arrays.get(SCALES))
-    return Patch(dim=int(about["dim"]), layers=layers, facts=facts, **texts)
+    return Patch(
+        dim=int(about["dim"]), layers=layers, facts=facts, stated=about.get(DIGEST), **texts
+    )
 
 
 def _facts(text: Any) -> dict[str, str]:

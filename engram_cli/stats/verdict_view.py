@@ -84,6 +84,9 @@ def headline(verdict: Verdict) -> str:
     if verdict.shared >= 0.1:
         return f"The table suits this corpus: {percent(1 - verdict.shared)} of look-ups have a "\
             f"row to themselves, and {shared} meet a shared row."  # fmt: skip
+    if not verdict.shared:
+        return "The table is large for this corpus: no look-up meets a row that another n-gram "\
+            "uses too."  # fmt: skip
     return f"The table is large for this corpus: only {shared} of look-ups meet a row that "\
         "another n-gram uses too."  # fmt: skip
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from engram_cli.errors import VocabularyError
-from engram_cli.files import sha256_bytes, user_cache
+from engram_cli.files import open_regular, sha256_bytes, user_cache
 from engram_cli.remote.path import readable_path
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.lookup import VocabMap
@@ -30,16 +31,17 @@ _DIGEST = hashlib.sha256().digest_size
 _WORTH = 2**14  # ids; fewer take no time
 
 
-def token_map(source: Path) -> VocabMap:
+def token_map(source: Path, fits: Callable[[VocabMap], bool] | None = None) -> VocabMap:
     """Return the vocabulary map and pad token of a tokenizer.json or of the folder that has one.
 
-    They are those of `compress_vocab`. Raises VocabularyError.
+    They are those of `compress_vocab`. A map in the cache that does not fit what it is wanted for,
+    as `fits` says, is made again. Raises VocabularyError.
     """
     file = find_tokenizer(readable_path(source))
     raw = read_tokenizer(file)
     place = cache_folder() / f"{_key(file, raw)}.map"
     found = _kept(place)
-    if found is None:
+    if found is None or not (fits is None or fits(found)):
         whole = compress_vocab(tokenizer_from(file, raw))
         found = VocabMap(lookup=whole.lookup, size=whole.size, pad_id=whole.pad_id)
         if found.vocab_size >= _WORTH:
@@ -70,7 +72,8 @@ def _small(path: Path) -> bytes:
 def _kept(place: Path) -> VocabMap | None:
     """Return a kept map, None where there is none that is whole."""
     with suppress(OSError, ValueError, VocabularyError):
-        raw = place.read_bytes()
+        with open_regular(place) as file:
+            raw = file.read()
         digest, content = raw[:_DIGEST], raw[_DIGEST:]
         if hashlib.sha256(content).digest() == digest:
             pad, *_ = np.frombuffer(content, "<i8", count=1).tolist()

@@ -98,6 +98,23 @@ def test_usage_errors_are_one_line(
     assert "--help" in said.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["evaluate", "ckpt", "text", "--patch"], "engram evaluate"),
+        (["patch", "apply", "t.zarr", "--out"], "engram patch apply"),
+        (["verify", "x", "--full=3"], "engram verify"),
+    ],
+)
+def test_usage_errors_name_the_help_of_their_command(
+    arguments: list[str], command: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["engram", *arguments])
+    with pytest.raises(SystemExit):
+        run()
+    assert capsys.readouterr().err.rstrip().endswith(f"see: {command} --help")
+
+
 def test_without_arguments_the_help_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

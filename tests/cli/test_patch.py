@@ -70,6 +70,29 @@ def test_stack_and_show(engram_with_table: Engram) -> None:
     assert "made for another table" in " ".join(other.out.split())
 
 
+def test_show_says_whether_damage_would_be_found(engram_with_table: Engram) -> None:
+    engram = engram_with_table
+    path = engram.folder / "one.patch.safetensors"
+    found = json.loads(engram("patch", "show", path.name, "--json").out)
+    assert found["has_digest"] is True
+    assert "the file has none" not in engram("patch", "show", path.name).out
+    raw = path.read_bytes()
+    at = raw.index(b'"digest":"sha256:')
+    path.write_bytes(raw[:at] + b'"nothin"' + raw[at + 8 :])
+    again = json.loads(engram("patch", "show", path.name, "--json").out)
+    assert again == found | {"has_digest": False}
+    said = " ".join(engram("patch", "show", path.name).out.split())
+    assert f"{found['digest']} (computed: the file has none" in said
+    raw = bytearray(path.read_bytes())
+    raw[-9] ^= 1
+    path.write_bytes(raw[:at] + b'"digest"' + raw[at + 8 :])
+    for command in (("show",), ("apply", "t.zarr"), ("apply", "t.zarr", "--out", "n.zarr")):
+        done = engram("patch", command[0], *command[1:2], path.name, *command[2:])
+        assert done.code == 2
+        assert "is damaged: its digest is" in done.err
+    assert not (engram.folder / "n.zarr").exists()
+
+
 def test_what_is_no_patch_is_named_for_what_it_is(engram_with_table: Engram) -> None:
     engram = engram_with_table
     (engram.folder / "empty").mkdir()

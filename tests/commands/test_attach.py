@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from engram_cli.errors import InputError, MismatchError, OutputError, Vocabulary
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.table.inits import make_init
 from engram_cli.table.store import open_table
+from engram_cli.vocab import kept
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.kept import token_map
 from engram_cli.vocab.lookup import VocabMap
@@ -82,9 +84,9 @@ def test_the_vocabulary_is_looked_up_only_if_no_file_has_its_digest(
     """A vocabulary next to the table says which tokenizer it was made from."""
     calls = []
 
-    def counted(source: Path) -> VocabMap:
+    def counted(source: Path, fits: Callable[[VocabMap], bool]) -> VocabMap:
         calls.append(source)
-        return token_map(source)
+        return token_map(source, fits)
 
     monkeypatch.setattr(attach_layers, "token_map", counted)
     table = build(checkpoint.parent / "engram-table.zarr", small_vocab)
@@ -296,3 +298,17 @@ def test_each_file_of_a_copied_table_is_read_once(
     attach_checkpoint(AttachRequest(checkpoint=checkpoint, table=table, threads=2))
     chunks = sorted(table.rglob("c.*.0"))
     assert sorted(path for path in opened if path in chunks) == chunks
+
+
+def test_a_wrong_map_in_the_cache_refuses_no_table(
+    checkpoint: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the right digest of its own, as one of another version of the normaliser would."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept, "_WORTH", 1)
+    attach_checkpoint(request(checkpoint, table, dry_run=True))
+    (place,) = kept.cache_folder().iterdir()
+    good = place.read_bytes()
+    kept._keep(place, VocabMap(lookup=np.zeros(500, np.int32), size=1))
+    attach_checkpoint(request(checkpoint, table, dry_run=True))
+    assert place.read_bytes() == good

@@ -12,17 +12,21 @@ import numpy as np
 import pytest
 from attaching import LLAMA, build, configure, request
 from formats.bundles import put
+from patching.patched import patch_of
 from safetensors.torch import load_file
 from table.tables import tamper
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.attach.command import attach_checkpoint
 from engram_cli.commands.inspect.command import InspectRequest, inspect
+from engram_cli.commands.patch.command import apply_patches, undo_patch
+from engram_cli.commands.requests.patch import ApplyPatchRequest, UndoPatchRequest
 from engram_cli.commands.verify.command import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.files import canonical_json
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.patches.patch_file import write_patch
 from engram_cli.rows import DTYPES
 from engram_cli.table.inits import make_init
 from engram_cli.table.store import open_table
@@ -136,11 +140,90 @@ def test_a_table_that_is_gone_or_another(referring: Path, tables: dict[str, Path
         read_bundle(referring)
 
 
+def without_stamps(bundle: Path) -> None:
+    """Make a bundle one of a version that recorded no times of change."""
+    document = json.loads((bundle / "engram.json").read_text())
+    assert set(document["table"].pop("stamps")) == set(document["table"]["files"])
+    (bundle / "engram.json").write_bytes(canonical_json(document))
+
+
+def test_bytes_behind_the_first_64_kib_change_the_time(
+    checkpoint: Path, small_vocab: CompressedVocab
+) -> None:
+    table = build(checkpoint.parent / "t.zarr", small_vocab, dtype="float32", dim=256)
+    bundle = attach_checkpoint(request(checkpoint, table, reference=True)).out
+    chunk = max(table.rglob("c.0.0"), key=lambda path: path.stat().st_size)
+    assert chunk.stat().st_size > 2**16 + 8
+    with chunk.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-8, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(MismatchError, match="it was written to at another time"):
+        read_bundle(bundle)
+    attach_checkpoint(request(checkpoint, table, reference=True, force=True))
+    read_bundle(bundle)
+
+
+def test_a_table_that_was_patched(referring: Path, tables: dict[str, Path]) -> None:
+    """Its bytes are others, so attaching again is needed; undone, its times still are."""
+    table = near_table(referring)
+    rows = open_table(table)
+    patch = referring.parent / "p.patch.safetensors"
+    write_patch(patch, patch_of(rows, {2: [3]}))
+    apply_patches(ApplyPatchRequest(path=table, patches=(patch,)))
+    with pytest.raises(MismatchError, match="its digest is") as refused:
+        read_bundle(referring)
+    assert "engram attach --reference --force" in refused.value.hint
+    undo_patch(UndoPatchRequest(path=table))
+    with pytest.raises(MismatchError, match="was changed since the bundle"):
+        read_bundle(referring)
+
+
+def test_a_table_with_a_chunk_that_is_cut_is_not_referred_to(
+    checkpoint: Path, tables: dict[str, Path]
+) -> None:
+    table = shutil.copytree(tables["int8"], checkpoint.parent / "t.zarr")
+    chunk = table / "scales" / "2" / "c.1.0"
+    os.truncate(chunk, chunk.stat().st_size - 1)
+    with pytest.raises(ArtifactError, match=rf"{chunk} has .* bytes, not"):
+        attach_checkpoint(request(checkpoint, table, reference=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stamps, name: stamps.pop(name),
+        lambda stamps, name: stamps[name].update(bytes=1),
+        lambda stamps, name: stamps[name].update(changed="soon"),
+        lambda stamps, name: stamps[name].update(head=None),
+        lambda stamps, name: stamps.update({"../../x": stamps[name]}),
+    ],
+)
+def test_stamps_that_cannot_be(referring: Path, change: Any) -> None:
+    document = json.loads((referring / "engram.json").read_text())
+    stamps = document["table"]["stamps"]
+    change(stamps, min(stamps))
+    (referring / "engram.json").write_bytes(canonical_json(document))
+    with pytest.raises(ArtifactError, match="is not a bundle"):
+        read_bundle(referring)
+
+
 def test_chunks_that_changed(referring: Path) -> None:
     chunk = near_table(referring) / "scales" / "2" / "c.1.0"
     raw = bytearray(chunk.read_bytes())
     raw[3] ^= 1
     chunk.write_bytes(raw)
+    with pytest.raises(MismatchError, match=rf"^{chunk} was changed since the bundle") as refused:
+        read_bundle(referring)
+    assert refused.value.message.endswith("its first 64 KiB are others")
+    assert f"engram verify {near_table(referring)}; then attach it again" in refused.value.hint
+    found = verify(VerifyRequest(path=referring, threads=1))
+    assert found.problems == (refused.value.message,)
+    assert found.not_checked == (f"the rows: {refused.value.hint}",)
+    (problem,) = verify(VerifyRequest(path=near_table(referring), threads=1)).problems
+    assert problem.startswith("scales/2/c.1.0: its bytes have changed")
+    without_stamps(referring)
     read_bundle(referring)  # sizes and digests are checked, rows are not read
     (problem,) = verify(VerifyRequest(path=referring, threads=1)).problems
     assert problem.startswith("the table's scales/2/c.1.0: its bytes have changed")

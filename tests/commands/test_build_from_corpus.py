@@ -17,7 +17,7 @@ from engram_cli.cli.app import app
 from engram_cli.commands import build_table as building
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.init_corpus import FillRequest
+from engram_cli.commands.init_corpus import FillPlan, FillRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import CorpusError, InputError, MismatchError, OutputError
 from engram_cli.formats.zarr_table import verify_table
@@ -223,3 +223,13 @@ def test_the_command_line_takes_it_all(request_: BuildTableRequest) -> None:
     wrong = CliRunner().invoke(app, ["build-table", "-w", str(folder), "--preset", "gpt"])
     assert wrong.exit_code == 2
     assert "engram-27b" in wrong.stderr
+
+
+def test_what_little_filling_takes_is_not_called_nothing() -> None:
+    plan = FillPlan(
+        tokens=9_000, guessed=True, passes=1, memory_bytes=2_000_000_000, scratch_bytes=41_300
+    )
+    assert str(plan) == (
+        "filling from about 9,000 tokens in 1 pass within 2.0 GB of memory; at most 41.3 kB on the "
+        "disk until the end"
+    )

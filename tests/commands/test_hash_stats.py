@@ -62,6 +62,15 @@ def test_figures_are_those_of_the_tokens(here: Path, small_vocab: CompressedVoca
     json.dumps([asdict(column) for column in result.columns])
 
 
+def test_empty_documents_are_named(here: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in ("", "an apple", "", "a tree", "")]
+    (here / "corpus" / "more.jsonl").write_text("\n".join(lines) + "\n")
+    heard = Heard()
+    result = run(here, heard)
+    assert (result.documents, result.empty_documents, result.empty_files) == (4, 3, 1)
+    assert "3 empty documents were skipped" in heard.notes
+
+
 def test_progress_covers_every_byte_and_tells_the_choices(here: Path) -> None:
     heard = Heard()
     result = run(here, heard)

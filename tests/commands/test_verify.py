@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 from commands.made import Made
+from patching.patched import patch_of, table
 from table.tables import tamper
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.verify.command import VerifyRequest, VerifyResult, verify
 from engram_cli.errors import InputError
 from engram_cli.files import canonical_json
+from engram_cli.patches.patch_file import write_patch
 from engram_cli.rows.checksum import file_checksum
 
 
@@ -308,3 +310,30 @@ def test_a_missing_key_is_named_in_plain_words(made: Made) -> None:
     result = verified(made.table)
     assert "in 1/zarr.json, there is no 'chunk_key_encoding'" in result.problems[0]
     assert "Error" not in result.problems[0]
+
+
+def test_a_patch_is_verified(tmp_path: Path) -> None:
+    path = tmp_path / "p.patch.safetensors"
+    write_patch(path, patch_of(table(tmp_path / "t.zarr", "int8")))
+    result = verified(path)
+    assert (result.kind, result.ok, result.files) == ("patch", True, 1)
+    assert result.checked == ("header", "row numbers and values", "digest")
+    assert result.stored_bytes == path.stat().st_size
+    raw = bytearray(path.read_bytes())
+    raw[-9] ^= 1
+    path.write_bytes(raw)
+    (problem,) = verified(path).problems
+    assert "is damaged: its digest is" in problem
+
+
+def test_a_patch_without_a_digest_is_checked_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "p.patch.safetensors"
+    write_patch(path, patch_of(table(tmp_path / "t.zarr", "int8")))
+    raw = path.read_bytes()
+    at = raw.index(b'"digest":"sha256:')
+    path.write_bytes(raw[:at] + b'"nothin"' + raw[at + 8 :])
+    result = verified(path)
+    assert result.ok
+    assert result.not_checked == (
+        "digest: the file states none, so that damage to its values is not found",
+    )

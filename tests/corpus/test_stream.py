@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from small_tokenizers import wordpiece_tokenizer
 
 from engram_cli.corpus import stream
 from engram_cli.corpus import text as corpus_text
-from engram_cli.corpus.base import Cuts
+from engram_cli.corpus.base import Cuts, ReadPosition
 from engram_cli.corpus.checks import needs_tokenizer
 from engram_cli.corpus.encode import ReferenceEncoder
 from engram_cli.errors import CorpusError
@@ -68,6 +69,23 @@ def test_all_bytes_are_accounted_for(tokenizer: TokenizerFile, tmp_path: Path) -
     source, files = stream_of([tmp_path], ReferenceEncoder(tokenizer))
     assert sum(block.size for block in source.blocks()) == sum(file.size or 0 for file in files)
     assert source.empty_files == 1
+
+
+def test_empty_documents_are_counted_where_a_file_holds_others(
+    tokenizer: TokenizerFile, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["", "apple", "", "tree", ""])
+    write_jsonl(tmp_path / "b.jsonl", ["", ""])  # an empty file
+    write_parquet(tmp_path / "c.parquet", ["", "", "apple"])
+    source, _ = stream_of([tmp_path], ReferenceEncoder(tokenizer))
+    assert len(drain(source)) == 3
+    assert (source.empty_documents, source.empty_files) == (5, 1)
+
+
+def test_a_position_of_before_empty_documents_were_counted_is_read() -> None:
+    stored = asdict(ReadPosition(file=2, items=3))
+    del stored["empty_documents"]
+    assert ReadPosition.read(stored) == ReadPosition(file=2, items=3)
 
 
 def test_a_document_cut_into_pieces_stays_one(

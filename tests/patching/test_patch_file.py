@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -263,3 +264,40 @@ def test_a_damaged_file_is_refused_or_is_another_patch(
     assert isinstance(found, Patch)
     assert found.rows <= len(raw) // 8
     assert DTYPES.load(found.dtype).name == found.dtype
+
+
+@pytest.mark.parametrize("part", ["ids", "rows", "scales"])
+def test_a_flipped_byte_of_any_tensor_is_found(part: str, written: bytes, tmp_path: Path) -> None:
+    header = header_of(written)
+    begin = 8 + int.from_bytes(written[:8], "little")
+    raw = bytearray(written)
+    raw[begin + header[f"layers.3.{part}"]["data_offsets"][1] - 8] ^= 1
+    path = tmp_path / "p"
+    path.write_bytes(raw)
+    with pytest.raises(ArtifactError, match=r"is damaged: its digest is [0-9a-f]{12}, "):
+        read_patch(path)
+
+
+def test_a_patch_states_its_digest(written: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    path.write_bytes(written)
+    patch = read_patch(path)
+    assert patch.stated == patch.digest == header_of(written)[META]["digest"]
+    held = load_file(path)
+    texts = f'{{"dim":{patch.dim},"dtype":"int8","fingerprint":"{patch.fingerprint}"}}'
+    digest = hashlib.sha256(f"engram patch 1\n{texts}".encode())
+    for layer in (0, 3):
+        digest.update(f"[{layer},{len(held[f'layers.{layer}.ids'])}]".encode())
+        for part in ("ids", "rows", "scales"):
+            digest.update(held[f"layers.{layer}.{part}"].tobytes())
+    assert patch.stated == f"sha256:{digest.hexdigest()}"
+
+
+def test_a_patch_without_a_digest_is_read(written: bytes, tmp_path: Path) -> None:
+    """As those of versions before, and of other programs."""
+    header = header_of(written)
+    digest = header[META].pop("digest")
+    path = tmp_path / "p"
+    path.write_bytes(with_header(written, header))
+    patch = read_patch(path)
+    assert (patch.stated, patch.digest) == (None, digest)

@@ -213,3 +213,9 @@ def test_a_full_table_shares_everything() -> None:
     full = OrderSize(order=2, rows=10.0, distinct=1e9, error=0.0)
     assert full.sharing(1.0) == 1.0
     assert full.sharing(1e9) == pytest.approx(0.095, abs=0.001)
+
+
+def test_a_table_without_shared_rows_says_so() -> None:
+    assert headline(replace(_verdict(0.3), shared=0.0)) == (
+        "The table is large for this corpus: no look-up meets a row that another n-gram uses too."
+    )

@@ -48,6 +48,26 @@ def files() -> list[Path]:
     return sorted(kept.cache_folder().iterdir())
 
 
+def test_a_pipe_in_the_cache_is_not_waited_for(folder: Path) -> None:
+    kept.token_map(folder)
+    (place,) = files()
+    place.unlink()
+    os.mkfifo(place)
+    same(kept.token_map(folder), folder)
+    assert place.is_file()
+
+
+def test_a_kept_map_that_does_not_fit_is_made_again(folder: Path) -> None:
+    kept.token_map(folder)
+    (place,) = files()
+    wrong = kept.VocabMap(lookup=np.zeros(len(WORDS), np.int32), size=1)
+    kept._keep(place, wrong)  # whole, with its digest
+    assert kept.token_map(folder).digest == wrong.digest
+    expected = compress_vocab(folder).digest
+    same(kept.token_map(folder, lambda vocab: vocab.digest == expected), folder)
+    same(kept.token_map(folder), folder)
+
+
 def test_a_kept_map_is_the_one_that_was_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same(kept.token_map(folder), folder)
     assert len(files()) == 1

@@ -168,15 +168,18 @@ def _losses(result: EvaluateResult) -> View:
 def headline(first: Difference) -> str:
     """Return in words what the first difference says, and how sure it is."""
     who, than = (_WHO[name] for name in (first.variant, first.than))
-    if first.low is not None and first.high is not None:
-        if first.low <= 0.0 <= first.high:
-            return f"No difference between {who} and {than} is certain on this text."
-        sure = " (95 % interval over documents)"
-    else:
-        sure = "; the text has too few documents to say how certain that is"
+    if not (first.mean or first.low or first.high):
+        return f"On this text {who} changes nothing: the loss is that of {than}."
+    size = f"{abs(first.mean):.4f}" if abs(first.mean) >= 5e-5 else "less than 0.0001"
+    if first.low is None or first.high is None:
+        side = "below" if first.mean < 0.0 else "above"
+        return (f"On this text the loss of {who} is {size} nats per token {side} that of {than}. "
+                "There are too few documents to say how certain that is.")  # fmt: skip
+    if first.low <= 0.0 <= first.high:
+        return f"No difference between {who} and {than} is certain on this text."
     does = "lowers" if first.mean < 0.0 else "raises"
-    size = f"{abs(first.mean):.4f} nats per token"
-    return f"Compared with {than}, {who} {does} the loss by {size}{sure}."
+    return (f"Compared with {than}, {who} {does} the loss by {size} nats per token "
+            "(95 % interval over documents).")  # fmt: skip
 
 
 def _tiles(result: EvaluateResult) -> Tiles:

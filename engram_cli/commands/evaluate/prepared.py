@@ -62,8 +62,8 @@ def prepare(request: EvaluateRequest, progress: Progress) -> Prepared:
     if bundle is not None:
         patches = _open_patches(request, bundle, progress)
         knowledge, statistics = _find_knowledge(request, bundle, progress)
-    elif request.stats is not None or request.patch:
-        given = "--patch" if request.patch else "--stats"
+    elif request.stats is not None or request.patch or request.verify:
+        given = "--patch" if request.patch else "--verify" if request.verify else "--stats"
         raise InputError(f"{given} without a memory", "give its bundle with --bundle")
     bos = _find_bos(request, tokenizer if text else None, shape)
     if bos is not None:
@@ -83,9 +83,9 @@ def prepare(request: EvaluateRequest, progress: Progress) -> Prepared:
 def _find_bundle(request: EvaluateRequest) -> Bundle | None:
     """Return the bundle that was named, or the checkpoint's; None where it has none."""
     if request.bundle is not None:
-        return read_bundle(bundle_folder(request.bundle))
+        return read_bundle(bundle_folder(request.bundle), verify=request.verify)
     own = request.checkpoint / BUNDLE_NAME
-    return read_bundle(own) if (own / DESCRIPTION).exists() else None
+    return read_bundle(own, verify=request.verify) if (own / DESCRIPTION).exists() else None
 
 
 def _open_patches(

@@ -237,6 +237,7 @@ def show_patch(request: ShowPatchRequest, progress: Progress = SILENT) -> ShowPa
         path=request.patch,
         kind="engram patch" if overlay is None else str(getattr(overlay, "dialect", "overlay")),
         digest=patch.digest,
+        has_digest=patch.stated is not None,
         fingerprint=patch.fingerprint,
         dtype=patch.dtype,
         dim=patch.dim,

@@ -90,11 +90,14 @@ class LayerRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShowPatchResult:
-    """What a patch is. `fits`: why it does not fit the base, "" where it does, None without one."""
+    """What a patch is. `fits`: why it does not fit the base, "" where it does, None without one.
+
+    `has_digest`: whether the file states the digest, so that damage is found."""
 
     path: Path
     kind: str
     digest: str
+    has_digest: bool
     fingerprint: str
     dtype: str
     dim: int

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.options import Checkpoint, Force, Here, Option, Rule, revision_of
+from engram_cli.commands.requests.options import (
+    Checkpoint,
+    Force,
+    Here,
+    Option,
+    Rule,
+    Verify,
+    revision_of,
+)
 from engram_cli.commands.requests.patch import AnyBase
 from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
@@ -75,6 +83,7 @@ class EvaluateRequest(CorpusFields):
     bundle: Annotated[
         Path | None, Option("Bundle to evaluate (CHECKPOINT/engram, if it is there).", reads="copy")
     ] = None
+    verify: Verify = False
     patch: Annotated[
         tuple[Path, ...],
         Option(

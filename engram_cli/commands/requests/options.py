@@ -325,6 +325,10 @@ WORKSPACE = Option("Folder that holds the artifacts and engram.toml.", name="wor
 Here = Annotated[Workspace, WORKSPACE]
 Force = Annotated[bool, Option("Replace an output that engram wrote before.")]
 DryRun = Annotated[bool, Option("Print the sizes in bytes and write nothing.")]
+Verify = Annotated[
+    bool,
+    Option("Read the whole bundle first and compare it with its digests."),
+]
 Threads = Annotated[int | None, Option("Number of threads (one per core).", least=1)]
 Checkpoint = Annotated[
     Path,

@@ -9,7 +9,15 @@ from typing import Annotated
 
 from engram_cli.commands.requests.corpus import CorpusFields
 from engram_cli.commands.requests.evaluation import DTYPES, MODEL, Device
-from engram_cli.commands.requests.options import Checkpoint, Force, Here, Option, Rule, revision_of
+from engram_cli.commands.requests.options import (
+    Checkpoint,
+    Force,
+    Here,
+    Option,
+    Rule,
+    Verify,
+    revision_of,
+)
 from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
 from engram_cli.training import defaults
@@ -63,6 +71,7 @@ class PatchMakeRequest(CorpusFields):
     bundle: Annotated[
         Path | None, Option("Bundle whose rows are changed (CHECKPOINT/engram).", reads="copy")
     ] = None
+    verify: Verify = False
     stats: Annotated[
         Path | None,
         Option(

@@ -20,6 +20,7 @@ from engram_cli.commands.requests.options import (
     Request,
     Rule,
     Threads,
+    Verify,
     Vocab,
     integers,
     revision_of,
@@ -178,8 +179,8 @@ class VerifyRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, vocabulary, statistics or checkpoint with tables to check: a path, "
-            "org/name of the Hugging Face Hub, or an address.",
+            "Table, bundle, patch, vocabulary, statistics or checkpoint with tables to check: a "
+            "path, org/name of the Hugging Face Hub, or an address.",
             argument=True,
             reads="ranges",
         ),
@@ -313,6 +314,7 @@ class TraceRequest(Request):
     bundle: Annotated[Path | None, Option("Bundle to use (CHECKPOINT/engram).", reads="copy")] = (
         None
     )
+    verify: Verify = False
     tokenizer: ModelTokenizer = None
     device: Device = None
     dtype: ModelDtype = AUTO

@@ -256,7 +256,11 @@ class AttachRequest(Request):
         False
     )
     reference: Annotated[
-        bool, Option("Refer to the table or checkpoint instead of copying its rows.")
+        bool,
+        Option(
+            "Refer to the table or checkpoint instead of copying its rows. They are not read then: "
+            "engram verify finds damage in them."
+        ),
     ] = False
     fit: Annotated[
         str | None,

@@ -15,6 +15,7 @@ from engram_cli.commands.requests.options import (
     Group,
     Option,
     Rule,
+    Verify,
     revision_of,
 )
 from engram_cli.training import defaults
@@ -70,6 +71,7 @@ class TrainRequest(CorpusFields):
     bundle: Annotated[
         Path | None, Option("Bundle to train (made from the training text).", reads="copy")
     ] = None
+    verify: Verify = False
     rows: Annotated[
         str,
         Option(
@@ -191,6 +193,11 @@ class TrainRequest(CorpusFields):
         return self.placement == "shard"
 
     RULES = (
+        Rule(
+            lambda request: request.verify and request.bundle is None,
+            "--verify without --bundle",
+            "it reads the bundle that is trained; without one, a new one is made",
+        ),
         Rule(
             lambda request: request.is_sharded and request.rows == "frozen",
             "--placement shard with --rows frozen",

@@ -30,6 +30,7 @@ _FREE = frozenset(
         "device",
         "encoder",
         "placement",
+        "verify",
     }
 )
 _ARGUMENTS = {"checkpoint": "checkpoint", "sources": "training text"}

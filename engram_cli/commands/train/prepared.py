@@ -132,8 +132,9 @@ def _open_layout(
     """
     tokenizer = load_tokenizer(request.tokenizer or request.checkpoint, progress)
     if request.bundle is not None:
-        check_tokenizer(bundle_folder(request.bundle), tokenizer)
-        return tokenizer, None, read_bundle(bundle_folder(request.bundle)).spec.layout
+        place = bundle_folder(request.bundle)
+        check_tokenizer(place, tokenizer)
+        return tokenizer, None, read_bundle(place, verify=request.verify).spec.layout
     vocab = vocabulary(tokenizer.path, here, progress)
     layout = choose_geometry(request, model, 0, 0, vocab)
     check_first_rows(request, layout)

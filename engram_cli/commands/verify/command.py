@@ -12,6 +12,7 @@ from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import VerifyRequest
+from engram_cli.commands.verify.patch import PATCH, check_patch
 from engram_cli.commands.verify.rows import Coverage, check_rows
 from engram_cli.commands.verify.stats import stats_problems
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
@@ -22,6 +23,7 @@ from engram_cli.formats.statistics import StatisticsRows
 from engram_cli.formats.stored_layers import StoredLayer, stored_layers
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import SCHEMES, hash_layout, takes_raw_ids
+from engram_cli.patches.patch_file import is_patch
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import count_read
 from engram_cli.remote.store import ReadCount
@@ -40,9 +42,9 @@ _SHOWN = 5
 class VerifyResult:
     """What was checked, what could not be, and a line for each thing that is wrong.
 
-    `format` is `kind`, None for a vocabulary. `checks`: what was compared, with what was found and
-    what was expected; those that differ are among the `problems`. `coverage`: which rows were read,
-    and what a sample of them can miss.
+    `format` is `kind`, None for a vocabulary or patch. `checks`: what was compared, with what was
+    found and what was expected; those that differ are among the `problems`. `coverage`: which rows
+    were read, and what a sample of them can miss.
     """
 
     path: Path
@@ -70,7 +72,10 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     """
     begin = time.perf_counter()
     request = located(request)
-    artifact = find_artifact(request.path, request.shape)
+    if is_patch(request.path):
+        artifact = Artifact(path=request.path, kind=PATCH)
+    else:
+        artifact = find_artifact(request.path, request.shape)
     source, coverage = None, None
     share = None if request.full else request.fault_share
     checks = Checks(
@@ -83,6 +88,8 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
         if artifact.kind == VOCABULARY:
             checks.files, checks.stored_bytes = 1, artifact.path.stat().st_size
             _check_vocab(artifact.path, request.tokenizer, checks)
+        elif artifact.kind == PATCH:
+            check_patch(artifact.path, checks)
         else:
             source = _check_artifact(artifact, companions, checks, request.tokenizer)
             if source is not None and source.dim is not None and source.layers:
@@ -93,7 +100,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
         path=artifact.path,
         kind=artifact.kind,
         ok=checks.ok,
-        format=None if artifact.kind == VOCABULARY else artifact.kind,
+        format=None if artifact.kind in (VOCABULARY, PATCH) else artifact.kind,
         dialect=getattr(source, "dialect", None),
         layers=() if source is None else stored_layers(source, artifact.format.number),
         checks=tuple(checks.compared),
