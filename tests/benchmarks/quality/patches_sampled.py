@@ -21,7 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from patches import ORDERS, TEXTS, Part, Run, arguments_parser, spearman
+from patches import Part, Run, spearman
+from patches_model import ORDERS, TEXTS, arguments_parser
 from torch import Tensor
 
 from engram_cli.training.edits.rows import RowValues
