@@ -80,5 +80,6 @@ def test_one_name_has_one_kind_of_value() -> None:
     several = {name for name, found in kinds.items() if len(found) > 1}
     # Rows are read, converted or trained; a check asks, or names a file to compare with; an adapter
     # is evaluated by its folder, and trained by its rank; a disk has a size, or is looked at; rows
-    # go to a format, and counts to a folder. The other two are one kind.
-    assert several == {"rows", "check", "lora", "disk", "to", "workspace", "corpus"}
+    # go to a format, and counts to a folder; a patch is written, or several are evaluated. The
+    # other two are one kind.
+    assert several == {"rows", "check", "lora", "disk", "to", "patch", "workspace", "corpus"}
