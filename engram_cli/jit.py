@@ -19,6 +19,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from engram_cli.errors import DependencyError
+from engram_cli.kernel_cache import KernelCache
 
 TOKEN_BITS = 20  # of an entry of `sum_vectors`: the token; the other 12 bits are its count
 LANES = 16  # vectors are a multiple of so many values wide
@@ -73,13 +74,15 @@ def kernel(*signatures: str, cache: bool = True) -> Callable[[Any], Any]:
     def compile_kernel(function: Any) -> Any:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
         options["no_cfunc_wrapper"] = True  # kernels are called from Python and from each other
-        try:
-            with _cache_folder():
-                return njit(list(signatures) or None, cache=cache, **options)(function)
-        except RuntimeError as error:  # "cannot cache function: no locator available"
-            if "cache" not in str(error):
-                raise
-            return njit(list(signatures) or None, **options)(function)
+        made: Any = njit(**options)(function)
+        if cache:
+            with _cache_folder(), suppress(RuntimeError):  # no folder is writable
+                made._cache = KernelCache(function)
+        for signature in signatures:
+            made.compile(signature)
+        if signatures:
+            made.disable_compile()
+        return made
 
     return lambda function: Kernel(function, partial(compile_kernel, function))
 

@@ -47,6 +47,13 @@ def percent(share: float, digits: int | None = None) -> str:
     return f"{100 * share:.{digits}f}{_THIN}%"
 
 
+def seconds_text(value: float) -> str:
+    """Return a time: 12.3 s, 40 ms."""
+    if value >= 0.095:
+        return f"{value:,.1f} s"
+    return f"{1000 * value:.0f} ms" if value >= 5e-4 else "less than 1 ms"
+
+
 def mean(values: Iterable[float]) -> float:
     """Return the mean; 0 for no values."""
     listed = list(values)

@@ -1,4 +1,4 @@
-"""How much is free, as the system and the control group say."""
+"""How much is free, as the system and the control group say; sizes and times as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from engram_cli import sizes
-from engram_cli.numbers import bytes_text
+from engram_cli.numbers import bytes_text, seconds_text
 from engram_cli.sizes import available_memory, file_system, free_bytes
 
 
@@ -62,6 +62,22 @@ def test_free_bytes_of_a_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert free_bytes(tmp_path) == 15 * 2**21
     monkeypatch.setattr(sizes, "file_system", lambda place: "tmpfs")
     assert free_bytes(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "less than 1 ms"),
+        (0.0004, "less than 1 ms"),
+        (0.0006, "1 ms"),
+        (0.0944, "94 ms"),
+        (0.0951, "0.1 s"),
+        (12.34, "12.3 s"),
+        (7200, "7,200.0 s"),
+    ],
+)
+def test_times_do_not_round_to_nothing(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from engram_cli.commands.requests.corpus import CompressVocabRequest
 from engram_cli.commands.requests.update_stats import UpdateStatsRequest
 from engram_cli.errors import InputError
 from engram_cli.malloc import bound_arenas
+from engram_cli.numbers import percent as share_text
+from engram_cli.numbers import seconds_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -204,7 +206,7 @@ def _summary(result: HashStatsResult) -> RenderableType:
     now = f", {here:,} of them in this run," if result.resumed_tokens else ""
     rows = [
         ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
-        ("tokens", f"{result.tokens:,}{now} in {result.seconds:.1f} s, {rate}/s"),
+        ("tokens", f"{result.tokens:,}{now} in {seconds_text(result.seconds)}, {rate}/s"),
         *held_out(result),
         ("encoder", result.encoder or "none: the corpus holds token ids"),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
@@ -230,8 +232,8 @@ def held_out(result: StatisticsResult) -> list[tuple[str, str]]:
     if not isinstance(locality, LocalityResult) or not locality.held_out_tokens:
         return []
     held = locality.held_out_tokens
-    share = 100 * held / (held + result.tokens)
-    said = f"{held:,} tokens ({share:.1f} %), looked up to measure hot rows, not counted;"
+    share = share_text(held / (held + result.tokens))
+    said = f"{held:,} tokens ({share}), looked up to measure hot rows, not counted;"
     return [("held out", f"{said} documents wholly inside them are not counted either")]
 
 

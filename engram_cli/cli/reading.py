@@ -232,10 +232,13 @@ def _layer(result: TraceResult, layer: LayerTrace, stream: int) -> RenderableTyp
     table.add_column("added", justify="right")
     order = sorted(range(len(gates)), key=lambda i: (-gates[i], i))
     for i in order[:5]:
-        table.add_row(
-            Text(_shown(result.pieces[i])), f"{gates[i]:.3f}", f"{layer.strengths[i]:.1%}"
-        )
+        table.add_row(Text(_shown(result.pieces[i])), f"{gates[i]:.3f}", _added(layer.strengths[i]))
     return Group(head, body, table, Text())
+
+
+def _added(strength: float) -> str:
+    """Return what was added, in percent of the hidden state; a little is not shown as nothing."""
+    return "< 0.1%" if 0.0 < strength < 5e-4 else f"{strength:.1%}"
 
 
 def _shown(piece: str) -> str:

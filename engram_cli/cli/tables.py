@@ -12,6 +12,7 @@ from engram_cli.commands.requests.convert import ConvertRequest
 from engram_cli.commands.requests.plan import PlanRequest
 from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.workspace import Workspace
+from engram_cli.numbers import seconds_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -118,7 +119,7 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         lines.insert(3, ("filled from", _filled(plan.fill)))
     if result.written:
         pace = quantity((plan.total_bytes - plan.done_bytes) / max(result.seconds, 1e-9), "bytes")
-        lines.append(("took", f"{result.seconds:.1f} s, {pace}/s"))
+        lines.append(("took", f"{seconds_text(result.seconds)}, {pace}/s"))
         if result.resumed_chunks:
             lines.append(("resumed", f"{result.resumed_chunks:,} chunks were already written"))
         lines.append(("digest", short_digest(result.digest)))
@@ -170,7 +171,7 @@ def _conversion(result: ConvertResult) -> list[RenderableType]:
         if result.in_the_way is not None:
             lines.append(("in the way", result.in_the_way))
         return [facts("Conversion", lines)]
-    lines.append(("took", f"{result.seconds:.1f} s"))
+    lines.append(("took", seconds_text(result.seconds)))
     if result.resumed_chunks:
         lines.append(("resumed", f"{result.resumed_chunks:,} chunks were there"))
     lines.append(("digest", short_digest(result.digest)))
@@ -213,7 +214,7 @@ def _written(result: WriteResult) -> list[RenderableType]:
     if result.written:
         equal = "source" if result.source_dtype == result.dtype else "encoded source"
         verified = f"read again, equal to the {equal}" if result.verified else "not read again"
-        lines += [("verified", verified), ("took", f"{result.seconds:.1f} s")]
+        lines += [("verified", verified), ("took", seconds_text(result.seconds))]
     if result.out is not None:
         lines.append(("written" if result.written else "would write", shown_path(result.out)))
     parts: list[RenderableType] = [facts("Conversion", lines)]

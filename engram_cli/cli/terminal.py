@@ -19,6 +19,7 @@ from engram_cli import interrupts
 from engram_cli.cli.plain import one_line, plain, plain_json
 from engram_cli.errors import EngramError, OutputError
 from engram_cli.files import address_of
+from engram_cli.numbers import seconds_text
 from engram_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Terminal:
 
     def _end_work(self) -> None:
         if self.verbose and self._work is not None:
-            self.note(f"{self._work.what}: took {self.clock() - self._work.begun:.1f} s")
+            self.note(f"{self._work.what}: took {seconds_text(self.clock() - self._work.begun)}")
         self._work = None
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, shown_path
 from engram_cli.commands.requests.update import UpdateTableRequest
-from engram_cli.numbers import counted
+from engram_cli.numbers import counted, seconds_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,7 +46,7 @@ def update_parts(result: UpdateTableResult) -> list[RenderableType]:
     elif result.completed:
         lines.append(("completed", "an update with these documents that was interrupted"))
     if result.written:
-        lines.append(("took", f"{result.seconds:.1f} s"))
+        lines.append(("took", seconds_text(result.seconds)))
         lines.append(("digest before", short_digest(result.digest_before)))
         lines.append(("digest", short_digest(result.digest)))
         lines.append(("written", shown_path(result.out)))

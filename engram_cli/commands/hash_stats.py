@@ -39,7 +39,7 @@ from engram_cli.engines.counting import Counted, Running, Work, count, resume_fo
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
-from engram_cli.numbers import counted
+from engram_cli.numbers import bytes_text, counted
 from engram_cli.progress import SILENT, Progress
 from engram_cli.sizes import available_memory, processors
 from engram_cli.stats.collector_set import (
@@ -215,7 +215,7 @@ def prepare(
         progress.note(remark)
     progress.note(str(memory))
     if collector_options.exact_bytes is not None:
-        progress.note(f"exact counting may take {collector_options.exact_bytes / 1e6:,.0f} MB more")
+        progress.note(f"exact counting may take {bytes_text(collector_options.exact_bytes)} more")
     stamps, fingerprint = _identity(request, sources, layout, tokenizer, progress)
     work = Work(
         plan=plan,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import CorpusError, InputError
+from engram_cli.numbers import counted
 
 Errors = Literal["strict", "replace"]
 Names: TypeAlias = tuple[tuple[int, str], ...]
@@ -145,6 +146,43 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """How many times long documents were cut: at line ends, at other white space, before
+    punctuation marks, and inside words."""
+
+    line_ends: int = 0
+    spaces: int = 0
+    marks: int = 0
+    words: int = 0
+
+    def __add__(self, other: Cuts) -> Cuts:
+        return Cuts(
+            line_ends=self.line_ends + other.line_ends,
+            spaces=self.spaces + other.spaces,
+            marks=self.marks + other.marks,
+            words=self.words + other.words,
+        )
+
+    def __str__(self) -> str:
+        """Return the kinds there are, with their numbers: 60 spaces and 7 places inside words."""
+        named = (
+            (self.line_ends, "line end"),
+            (self.spaces, "space"),
+            (self.marks, "punctuation mark"),
+        )
+        said = [counted(number, noun) for number, noun in named if number]
+        if self.words:
+            said.append(f"{counted(self.words, 'place')} inside words")
+        *most, last = said or ["no place"]
+        return f"{', '.join(most)} and {last}" if most else last
+
+    @property
+    def total(self) -> int:
+        """The number of all cuts."""
+        return self.line_ends + self.spaces + self.marks + self.words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPosition:
     """How far a corpus was read, so that reading can resume there.
 
@@ -159,23 +197,29 @@ class ReadPosition:
     blank: bool = True
     empty_files: int = 0
     empty_documents: int = 0
-    cuts: int = 0
+    cuts: Cuts = Cuts()
     open: bool = False
     before: int = 0
 
     @classmethod
     def read(cls, stored: Any) -> ReadPosition:
         """Return a position that was stored as `asdict` gives it. Raises ValueError."""
-        kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
         if isinstance(stored, dict):
             stored = {"empty_documents": 0} | stored  # versions before did not count them
-        if not isinstance(stored, dict) or stored.keys() != kinds.keys():
-            raise ValueError("names no place in the corpus")
-        for name, kind in kinds.items():
-            value = stored[name]
-            if type(value) is not kind or not 0 <= value < 2**63:
-                raise ValueError(f"has the {name} {value!r}")
-        return cls(**stored)
+        numbers = _checked(cls, stored)
+        return cls(**numbers | {"cuts": Cuts(**_checked(Cuts, numbers["cuts"]))})
+
+
+def _checked(kind: type[ReadPosition] | type[Cuts], stored: Any) -> dict[str, Any]:
+    """Return the fields of `kind`, of their types and not below 0. Raises ValueError."""
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(kind)}
+    if not isinstance(stored, dict) or stored.keys() != kinds.keys():
+        raise ValueError("names no place in the corpus")
+    for name, expected in kinds.items():
+        value = stored[name]
+        if expected is not Cuts and (type(value) is not expected or not 0 <= value < 2**63):
+            raise ValueError(f"has the {name} {value!r}")
+    return stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

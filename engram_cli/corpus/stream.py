@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -35,6 +34,7 @@ from engram_cli.corpus.base import (
 )
 from engram_cli.corpus.encode import Encoder
 from engram_cli.corpus.readers import READERS
+from engram_cli.corpus.text import cut_between
 from engram_cli.errors import CorpusError, EngramError
 from engram_cli.sizes import processors
 
@@ -228,7 +228,11 @@ class TokenStream:
             if held.documents and held.partition != partition:
                 yield held.batch(self._counted(at))
             items = READERS.load(file.format).read(file, self._options)
-            for item in islice(items, at.items, None):
+            end = ""  # of the piece before, also of one that was read before
+            for number, item in enumerate(items):
+                if number < at.items:
+                    end = "" if isinstance(item, TokenBlock) else item.text[-1:]
+                    continue
                 if isinstance(item, TokenBlock):
                     if held.documents:
                         yield held.batch(self._counted(at))
@@ -245,7 +249,9 @@ class TokenStream:
                 elif not item.text and not at.blank:
                     self.empty_documents += item.first
                 held.take(item, file.key, partition)
-                self.cuts += not item.first
+                if not item.first:
+                    self.cuts += cut_between(end, item.text)
+                end = item.text[-1:]
                 at = replace(at, items=at.items + 1, blank=at.blank and not item.text)
                 if held.characters >= enough or len(held.documents) >= _BATCH_TEXTS:
                     yield held.batch(self._counted(at))

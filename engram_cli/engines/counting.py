@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from engram_cli.corpus.base import Cuts
 from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import Plan
 from engram_cli.engines.base import Engine, Reading
 from engram_cli.engines.local import put_off
 from engram_cli.errors import ArtifactError, CorpusError, MismatchError, UndecodableError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.numbers import bytes_text
 from engram_cli.progress import SILENT, Progress
 from engram_cli.sizes import available_memory
 from engram_cli.stats.collector_set import (
@@ -94,7 +96,7 @@ class Counted:
     partial: Partial
     empty_files: int
     empty_documents: int
-    cuts: int
+    cuts: Cuts
     encoder: str | None
     seconds: float = 0.0
     resumed_tokens: int = 0
@@ -105,7 +107,7 @@ class Counted:
         return self.partial.counts
 
 
-Part: TypeAlias = tuple[State, int, int, int, frozenset[str]]
+Part: TypeAlias = tuple[State, int, int, Cuts, frozenset[str]]
 """A `Partial` as a state, empty files, empty documents, cuts and encoders."""
 
 
@@ -161,10 +163,10 @@ def _count(
         progress.note(f"{counted.empty_files} empty files were skipped")
     if counted.empty_documents:
         progress.note(f"{counted.empty_documents:,} empty documents were skipped")
-    if counted.cuts:
+    if counted.cuts.total:
         progress.note(
-            f"long documents were tokenised in pieces, cut at {counted.cuts:,} line ends; n-grams "
-            "run across the cuts"
+            f"long documents were tokenised in pieces, cut at {counted.cuts}; n-grams run across "
+            "the cuts, and tokens at a cut may differ from those of the whole text"
         )
     resumed = 0 if counter is None else counter.resumed
     return replace(counted, seconds=time.perf_counter() - begin, resumed_tokens=resumed)
@@ -218,9 +220,14 @@ class CountJob:
         whole = read_partial(layout, parts[0][0])
         for state, *_ in parts[1:]:
             whole = whole.merge(read_partial(layout, state))
-        _, *numbers, encoders = zip(*parts, strict=True)
-        empty_files, empty_documents, cuts = map(sum, numbers)
-        return whole.state(), empty_files, empty_documents, cuts, frozenset().union(*encoders)
+        _, empty_files, empty_documents, cuts, encoders = zip(*parts, strict=True)
+        return (
+            whole.state(),
+            sum(empty_files),
+            sum(empty_documents),
+            sum(cuts, Cuts()),
+            frozenset().union(*encoders),
+        )
 
     def result(self, part: Part) -> Counted:
         """Return the counts in a part. Raises InputError when all n-grams do not fit here."""
@@ -320,10 +327,10 @@ def _start_counter(
     if found is not None:
         found.state.clear()  # its arrays are mapped from a file that is to go
         size = work.plan.size
-        whole = "" if size is None else f" of {size / 1e6:,.0f} MB"
+        whole = "" if size is None else f" of {bytes_text(size)}"
         progress.note(
             f"going on from a checkpoint: {found.tokens:,} tokens, "
-            f"{found.size / 1e6:,.0f}{whole}, are counted"
+            f"{bytes_text(found.size)}{whole}, are counted"
         )
     return counter
 

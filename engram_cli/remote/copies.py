@@ -7,14 +7,17 @@ the address and the versions of the files, so that a copy is never of an older s
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from engram_cli.errors import OutputError, SourceError
 from engram_cli.files import PART, canonical_json, output_errors, sha256_bytes, user_cache
+from engram_cli.numbers import bytes_text
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.hub import HubStore
 from engram_cli.remote.path import RemotePath, is_remote
@@ -23,6 +26,7 @@ from engram_cli.remote.path import RemotePath, is_remote
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
 _FOLDERS = "engram*"
 _PIECE = 8 * 2**20
+_NO_ROOM = "free some space, or set XDG_CACHE_HOME to a folder on another disk"
 
 
 def local_copy(path: Path, progress: Progress = SILENT) -> Path:
@@ -96,7 +100,7 @@ def _from_hub(path: RemotePath, store: HubStore, names: list[str], progress: Pro
         )
 
         size = sum((path / name).stat().st_size for name in missing)
-        progress.note(f"downloading {size / 1e6:,.0f} MB of {path} into the Hugging Face cache")
+        progress.note(f"downloading {bytes_text(size)} of {path} into the Hugging Face cache")
         disable_progress_bars()  # ours is drawn where stderr is a terminal
         progress.start("download", size, "bytes")
         # By its name, so that the cache knows what the name stands for.
@@ -108,9 +112,11 @@ def _from_hub(path: RemotePath, store: HubStore, names: list[str], progress: Pro
                 )
                 progress.advance((path / name).stat().st_size)
         except OSError as error:
+            hint = f"run it again, or download once: {store.download_command()}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                hint = "free some space, or set HF_HOME to a folder on another disk"
             raise SourceError(
-                f"cannot download {path}: {str(error).splitlines()[0]}",
-                f"run it again, or download once: {store.download_command()}",
+                f"cannot download {path}: {str(error).splitlines()[0]}", hint
             ) from None
     found = store.local(keys[0])
     if found is None or any(store.local(key) is None for key in keys):
@@ -132,13 +138,13 @@ def _from_store(path: RemotePath, names: list[str], progress: Progress) -> Path:
     if not missing:
         return folder
     size = sum(missing.values())
-    with output_errors(folder):
+    with _cache_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if size > free:
         raise OutputError(
             f"a copy of {path} needs {size:,} bytes in {folder}, only {free:,} are free",
-            "free some space, or set XDG_CACHE_HOME to a folder on another disk",
+            _NO_ROOM,
         )
     progress.note(f"copying {path} to {folder}")
     progress.start("download", size, "bytes")
@@ -147,10 +153,20 @@ def _from_store(path: RemotePath, names: list[str], progress: Progress) -> Path:
     return folder
 
 
+@contextmanager
+def _cache_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says while writing into the cache into an OutputError."""
+    try:
+        with output_errors(path):
+            yield
+    except OutputError as error:
+        raise OutputError(error.message, _NO_ROOM) from error
+
+
 def _copy(source: RemotePath, target: Path, progress: Progress) -> None:
     """Copy a file in pieces; it appears whole. Raises SourceError, OutputError."""
     part = target.with_name(f"{target.name}.{os.getpid()}{PART}")
-    with output_errors(target):
+    with _cache_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with source.open("rb") as file, part.open("wb") as out:

@@ -97,6 +97,6 @@ def _keep(place: Path, found: VocabMap) -> None:
             with os.fdopen(handle, "wb") as out:
                 out.write(hashlib.sha256(content).digest() + content)
             os.replace(name, place)
-        except OSError:
+        except BaseException:  # also Ctrl-C
             os.unlink(name)
             raise

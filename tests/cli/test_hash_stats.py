@@ -89,7 +89,7 @@ def test_a_held_out_part_is_looked_up_beside_the_rest(corpus: Path) -> None:
     assert held > 0
     assert f"{held:,} held-out tokens" in shown
     [head] = [line for line in shown.splitlines() if line.startswith("held out ")]
-    assert f"{held:,} tokens ({held / 400:.1f} %)" in head
+    assert f"{held:,} tokens ({held / 400:.1f}\u202f%)" in head
     hot = document["locality"]["hot"][0]
     at = hot["rows_share"].index(0.2)
     lines = [" ".join(line.split()) for line in shown.splitlines()]

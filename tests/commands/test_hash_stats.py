@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_progress_covers_every_byte_and_tells_the_choices(here: Path) -> None:
     assert heard.done == result.bytes
     told = "\n".join(heard.notes)
     assert "tokenizer.json (the tokenizer of this folder)" in told
-    assert "memory: 0 MB counters + " in told
+    assert re.search(r"memory: \d+\.4 kB counters \+ 68\.1 MB samples", told)
     assert "1 empty files were skipped" in told
 
 
@@ -245,3 +246,17 @@ print([name for name in ("zarr", "pandas", "torch", "transformers") if name in s
         [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_where_long_documents_were_cut_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_text, "PIECE", 100)
+    path = here / "long.txt"
+    path.write_text("x" * 250 + "\n" + "ab " * 60 + "\n", encoding="utf-8")
+    heard = Heard()
+    run(here, heard, sources=(path,))
+    [note] = [each for each in heard.notes if "in pieces" in each]
+    assert note == (
+        "long documents were tokenised in pieces, cut at 1 line end, 1 space and 2 places inside "
+        "words; n-grams run across the cuts, and tokens at a cut may differ from those of the "
+        "whole text"
+    )

@@ -171,7 +171,7 @@ def test_too_little_memory_is_told_before_counting(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "available_memory", lambda: 10**6)
-    with pytest.raises(InputError, match="1 MB of memory are available"):
+    with pytest.raises(InputError, match=r"1\.0 MB of memory are available"):
         run(here)
 
 

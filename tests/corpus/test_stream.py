@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from small_tokenizers import wordpiece_tokenizer
 
 from engram_cli.corpus import stream
 from engram_cli.corpus import text as corpus_text
-from engram_cli.corpus.base import ReadPosition
+from engram_cli.corpus.base import Cuts, ReadPosition
 from engram_cli.corpus.checks import needs_tokenizer
 from engram_cli.corpus.encode import ReferenceEncoder
 from engram_cli.errors import CorpusError
@@ -101,11 +102,36 @@ def test_a_document_cut_into_pieces_stays_one(
     starts = np.concatenate([block.starts for block in blocks])
     assert ids.tolist() == [*whole, 1, 2]  # this tokenizer ends a token at every line end
     assert np.flatnonzero(starts).tolist() == [0, len(whole)]
-    assert source.cuts > 5
+    assert source.cuts == Cuts(line_ends=source.cuts.total)
+    assert source.cuts.total > 5
     places = [block.locate(index) for block in blocks for index in range(len(block.ids))]
     positions = [place.rpartition("position ")[2] for place in places]
     assert positions == [str(position) for position in [*range(len(whole)), 0, 1]]
     assert places[200].startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "他说：“你好。”然后走了，没有回头。今天是3.14，圆周率日！" * 3,
+        "https://example.org/a/b,c;d?e=f&g=don't(1.5)" * 3,
+        "an apple tree\tand another one " * 5,
+    ],
+    ids=["marks", "address", "spaces"],
+)
+def test_cuts_outside_words_give_the_tokens_of_the_whole_text(
+    text: str, deepseek_tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the pattern by which DeepSeek's tokenizer splits a text first."""
+    tokenizer = load_tokenizer(deepseek_tokenizer_file)
+    whole = tokenizer.encode(text)
+    for limit in range(24, 40):
+        monkeypatch.setattr(corpus_text, "PIECE", limit)
+        parts = list(corpus_text.pieces(text))
+        cuts = [corpus_text.cut_between(*pair) for pair in pairwise(parts)]
+        assert len(cuts) > 1
+        assert not any(cut.words for cut in cuts)
+        assert [token for part in parts for token in tokenizer.encode(part)] == whole
 
 
 def test_a_document_that_begins_with_a_piece_without_tokens_still_begins(

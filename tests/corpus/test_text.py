@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_cli.corpus import text as corpus_text
-from engram_cli.corpus.text import cut, decoded, split_documents
+from engram_cli.corpus.base import Cuts, ReadPosition
+from engram_cli.corpus.text import cut, cut_between, decoded, split_documents
 from engram_cli.errors import CorpusError
 
 TEXT = st.text(alphabet="ab é🍎\n\t \r|", max_size=300)
@@ -59,12 +62,55 @@ def test_whole_texts_are_cut_as_files_are(text: str) -> None:
         ("aaaaaaaaaaaa\nbbb\n  ccccccc", 13),  # not before the indented line
         ("aaaaaaaaaaaa\n   bbbbbbbbbbb", 13),  # only indented lines: at a line end all the same
         ("aaaaaaaaaaaa bbbbbbbbbbbbbb", 12),  # no line end: before a space
-        ("aaaaaaaaaaaaaaaaaaaaaaaaaaa", 20),
-        ("a\naaaaaaaaaaaaaaaaaaaaaaaaa", 20),  # a line end in the first half is too early
+        ("aaaaaaaaaaaaaaaaaaaaaaaaaaa", 20),  # nothing but a word
+        ("aaa\naaaaaaaa aaaaaaaaaaaaaa", 12),  # a space in the second half, not an early line end
+        ("a\naaa aaaaaaaaaaaaaaaaaaaaa", 2),  # an early line end, not inside a word
+        ("aaa aaaaaaaaaaaaaaaaaaaaaaa", 3),
+        ("aaaaaa\taaa\u3000aaaaaaaaaaaaaaa", 10),  # other white space
+        ("日本語日本語日本語日本。日本、日本語日本語日本語", 14),  # before a punctuation mark
+        ("aaaaaaaaaaaaaaa.aa,aaaaaaaa", 18),
+        ("aaa,aaaaaaaaaaaaaaaaaaaaaaa", 20),  # an early mark: pieces would be short
+        ("aaaaaaaaaaaaaaaaaae\u0301\u0302aaaaa", 18),  # not between a letter and its marks
+        ("aaaaaaaaaaaaaaaaaa\U0001f469\u200d\U0001f467aaaa", 18),
     ],
 )
 def test_where_long_texts_are_cut(text: str, at: int) -> None:
     assert cut(text, 20) == at
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("aaaaaaaaaaaa\nbbb\n  ccccccc", Cuts(line_ends=1)),
+        ("aaaaaaaaaaaaaaa bbbbbbbbbbb", Cuts(spaces=1)),
+        ("aaaaaaaaaaaaa\tbbbbbbbbbbbbb", Cuts(spaces=1)),
+        ("日本語日本語日本語日本。日本語日本語日本語日本語", Cuts(marks=1)),
+        ("aaaaaaaaaaaaaaaaaaaaaaaaaaa", Cuts(words=1)),
+    ],
+)
+def test_the_kind_of_a_cut_is_known_from_its_sides(text: str, kind: Cuts) -> None:
+    assert cut_between(*corpus_text.pieces(text)) == kind
+
+
+def test_cuts_are_said_by_kind() -> None:
+    cuts = Cuts(line_ends=1, spaces=1_060) + Cuts(words=7) + Cuts(spaces=1)
+    assert str(cuts) == "1 line end, 1,061 spaces and 7 places inside words"
+    assert cuts.total == 1_069
+    assert str(Cuts(marks=2)) == "2 punctuation marks"
+
+
+def test_a_position_is_stored_with_its_cuts() -> None:
+    position = ReadPosition(file=3, items=5, cuts=Cuts(line_ends=1, words=2), open=True)
+    stored = json.loads(json.dumps(asdict(position)))
+    assert ReadPosition.read(stored) == position
+    for bad in (
+        3,
+        {"line_ends": 1},
+        stored["cuts"] | {"words": -1},
+        stored["cuts"] | {"words": 1.0},
+    ):
+        with pytest.raises(ValueError, match=r"names no place|has the words"):
+            ReadPosition.read(stored | {"cuts": bad})
 
 
 @given(text=TEXT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +91,19 @@ def test_no_room(memory: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(OutputError, match=r"needs 10,240,0.. bytes .* only 1,000,000 are free"):
         copied()
+
+
+def test_a_disk_that_becomes_full(
+    memory: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match=r"cannot write .*: No space left on device") as caught:
+        copied()
+    assert "XDG_CACHE_HOME" in str(caught.value.hint)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
 def test_servers(server: Behaviour, cache: Path) -> None:

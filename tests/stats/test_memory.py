@@ -16,12 +16,12 @@ def test_counters_take_four_bytes_a_row_and_layer() -> None:
     assert plan.counters == 2 * 4 * (4 * 10**6 + 3)
     assert plan.total == plan.counters + plan.samples + plan.buffers
     assert plan.buffers > plan_memory(LAYOUT, 2**18, 2, text=False).buffers
-    assert str(plan).startswith("memory: 32 MB counters + ")
+    assert str(plan).startswith("memory: 32.0 MB counters + ")
 
 
 def test_what_does_not_fit_is_refused() -> None:
     plan = MemoryPlan(counters=20 * 10**9, samples=10**9, buffers=10**9)
     check_memory(plan, 21 * 10**9)
     check_memory(plan, None)
-    with pytest.raises(InputError, match=r"take 21.0 GB, 5,000 MB of memory are available"):
+    with pytest.raises(InputError, match=r"take 21.0 GB, 5.0 GB of memory are available"):
         check_memory(plan, 5 * 10**9)

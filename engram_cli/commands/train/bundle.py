@@ -25,6 +25,7 @@ from engram_cli.formats.bundle import BUNDLE_NAME
 from engram_cli.formats.bundle_spec import layer_number
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
+from engram_cli.numbers import bytes_text
 from engram_cli.progress import Progress, WithoutNotes
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import RowType
@@ -100,7 +101,7 @@ def _described(layout: HashLayout, dim: int, stored: RowType, places: Sequence[i
     start = "filled with the text's next tokens" if has_mixes(layout) else "random at first"
     return (
         f"making a memory for decoder layer{'s' * (len(layers) > 1)} {', '.join(layers)}: "
-        f"{rows:,} rows of {dim} values, {size / 1e6:,.1f} MB, {start}"
+        f"{rows:,} rows of {dim} values, {bytes_text(size)}, {start}"
     )
 
 

@@ -105,13 +105,17 @@ class Placement:
     def _near(self) -> str:
         return "hbm" if self.staging.gpu else "hbm (plain memory, no GPU)"
 
+    @property
+    def _served(self) -> str:
+        return "" if self.caught is None else f", {_share(self.caught)} of the counted look-ups"
+
     def _hot_lines(self, rows: int) -> Iterator[str]:
         hot = sum(len(own.hot_rows) for own in self.layers.values())
         staged = self.staging.hbm > 0
         if hot:
-            caught = "" if self.caught is None else f", {self.caught:.1%} of the counted look-ups"
             yield (
-                f"{self._near}: the {hot:,} hottest of {rows:,} rows ({hot / rows:.1%}{caught}), "
+                f"{self._near}: the {hot:,} hottest of {rows:,} rows "
+                f"({_share(hot / rows)}{self._served}), "
                 f"{self.hbm_bytes:,} bytes with their index{' and staging' * staged}"
             )
         elif self.hbm_bytes:
@@ -119,14 +123,13 @@ class Placement:
 
     def _shard_lines(self, rows: int, world: int) -> Iterator[str]:
         hot = sum(len(own.hot_rows) for own in self.layers.values())
-        caught = "" if self.caught is None else f", {self.caught:.1%} of the counted look-ups"
         if self.cold != "none":
             yield (
                 f"{self._near} of {world} GPUs: the {hot:,} hottest of {rows:,} rows"
-                f"{caught}, {self.hbm_bytes:,} bytes on each"
+                f"{self._served}, {self.hbm_bytes:,} bytes on each"
             )
             return
-        copied = f", a copy of the {hot:,} hottest on each{caught}" if hot else ""
+        copied = f", a copy of the {hot:,} hottest on each{self._served}" if hot else ""
         yield (
             f"{self._near} of {world} GPUs: all {rows:,} rows{copied}, "
             f"{self.hbm_bytes:,} bytes on each"
@@ -367,3 +370,8 @@ def tuning_for(spec: BundleSpec, devices: Collection[torch.device]) -> Tuning:
     """Return this machine's tuning, bounded for a memory on distinct `devices`."""
     rows = sum(spec.rows(layer) for layer in spec.layers)
     return local_tuning().within(rows, record_layout(spec).record_bytes, devices=len(devices))
+
+
+def _share(value: float) -> str:
+    """Return a share 0..1 in percent; a small one is not shown as nothing."""
+    return "less than 0.1%" if 0.0 < value < 5e-4 else f"{value:.1%}"

@@ -26,6 +26,7 @@ from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.files import PART, canonical_json, inner_file, output_errors, read_json
+from engram_cli.numbers import bytes_text, seconds_text
 from engram_cli.outputs import Work, clear_work, open_work, remove_work
 from engram_cli.progress import Progress
 from engram_cli.stats.counting.count import CorpusCounter
@@ -127,8 +128,8 @@ class FolderCheckpointer:
         if not self._told:
             self._told = True
             self._progress.note(
-                f"checkpoint: {size / 1e6:,.0f} MB in {self.folder}, written in {took:.1f} s; "
-                f"the next in {wait:,.0f} s"
+                f"checkpoint: {bytes_text(size)} in {self.folder}, "
+                f"written in {seconds_text(took)}; the next in {wait:,.0f} s"
             )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.numbers import bytes_text
 from engram_cli.stats.counting.counters import buffer_bytes
 from engram_cli.stats.counting.thread_pool import MOST_THREADS
 from engram_cli.stats.sampling.distinct import sampler_bytes
@@ -32,8 +33,9 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"memory: {_mb(self.counters)} counters + {_mb(self.samples + self.more)} samples + "
-            f"about {_mb(self.buffers)} for everything else, whatever the corpus"
+            f"memory: {bytes_text(self.counters)} counters + "
+            f"{bytes_text(self.samples + self.more)} samples + "
+            f"about {bytes_text(self.buffers)} for everything else, whatever the corpus"
         )
 
 
@@ -73,12 +75,8 @@ def check_memory(plan: MemoryPlan, available: int | None) -> None:
     needed = plan.counters + plan.samples + plan.more
     if available is not None and needed > available:
         raise InputError(
-            f"the counters and samples of this layout take {_mb(needed)}, {_mb(available)} of "
-            "memory are available",
+            f"the counters and samples of this layout take {bytes_text(needed)}, "
+            f"{bytes_text(available)} of memory are available",
             "count fewer layers with --layers, or rows with --rows-per-head, or a smaller "
             "--sample-size",
         )
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.0f} MB"

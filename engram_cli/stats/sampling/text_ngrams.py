@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.numbers import bytes_text
 from engram_cli.registry import LazyModule
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.counting.token_chunk import TokenChunk
@@ -55,8 +56,8 @@ class Budget:
         with self._lock:
             if amount > 0 and self.size is not None and self._taken + amount > self.size:
                 raise InputError(
-                    f"{what} need {_mb(self._taken + amount)} or more, "
-                    f"{_mb(self.size)} of memory may be used",
+                    f"{what} need {bytes_text(self._taken + amount)} or more, "
+                    f"{bytes_text(self.size)} of memory may be used",
                     "leave out --exact: the sample gives the same figures and their errors",
                 )
             self._taken += amount
@@ -357,7 +358,3 @@ def read_text(layout: HashLayout, state: State, tokens: int, *, seen: bool) -> T
         occurrences=read_occurrences(layout, part_of(state, "occurrences")),
         seen=tuple(read_membership(part_of(state, f"seen/{index}")) for index in bitmaps),
     )
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.0f} MB"

@@ -19,6 +19,7 @@ from engram_cli.runtime.tiers.placement import (
     Placement,
     Staging,
     Wanted,
+    _share,
     parse_placement,
     resolve,
 )
@@ -26,6 +27,16 @@ from engram_cli.runtime.tiers.row_cache import slot_bytes
 from engram_cli.vocab.compress import CompressedVocab
 
 PLENTY = Free(hbm=10**12, host=10**12)
+
+
+def test_a_small_share_is_not_shown_as_nothing() -> None:
+    assert [_share(value) for value in (0.0, 1e-9, 0.0004, 0.0005, 0.25)] == [
+        "0.0%",
+        "less than 0.1%",
+        "less than 0.1%",
+        "0.1%",
+        "25.0%",
+    ]
 
 
 @pytest.mark.parametrize(
