@@ -27,8 +27,8 @@ SMALL = '[layout]\nrows-per-head = "500"\n[build-table]\ndim = 4\n'
 
 
 def literal_commands() -> list[list[str]]:
-    """The commands of the README's section "In your own folder", without their comments."""
-    section = README.read_text(encoding="utf-8").split("## In your own folder")[1]
+    """The commands of the README's section "Step by step", without their comments."""
+    section = README.read_text(encoding="utf-8").split("## Step by step")[1]
     block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
     assert block is not None
     lines = [line.split("#")[0].split() for line in block[1].splitlines()]
