@@ -108,8 +108,8 @@ class Rank:
                 rows = index * RANKS + self.rank
                 own[begin : begin + len(index)] = values_of(rows, layer)
                 if not alone:
-                    beside = made.held(self.rank, place, 1)
-                    beside[begin : begin + len(index)] = scales_of(rows, layer)
+                    its_scales = made.held(self.rank, place, 1)
+                    its_scales[begin : begin + len(index)] = scales_of(rows, layer)
             if alone:
                 height = made.blocks.heights[place]
                 every = torch.empty(height, SCALES, dtype=torch.uint8, device=self.device)
