@@ -6,8 +6,11 @@ Where the disk was full when an entry was written, that is an entry of the sourc
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
 from contextlib import suppress
+from types import FunctionType, ModuleType
 from typing import Any
 
 from numba.core.caching import FunctionCache, IndexDataCacheFile
@@ -30,12 +33,35 @@ class _CacheFile(IndexDataCacheFile):
         owned = isinstance(found, tuple) and len(found) == 2 and found[0] == self._owner(key)
         return found[1] if owned else None
 
-    def _owner(self, key: Any) -> tuple[Any, ...]:
-        """Return what must be equal: the versions of Numba and engram, the source, the key.
+    sources: tuple[tuple[str, int, int], ...] = ()  # as `_sources` gives them
 
-        A kernel has the code of those that it calls in it, also of other files.
-        """
-        return self._version, __version__, self._source_stamp, key
+    def _owner(self, key: Any) -> tuple[Any, ...]:
+        """Return what must be equal: the versions of Numba and engram, the sources, the key."""
+        return self._version, __version__, self._source_stamp, self.sources, key
+
+
+def _sources(function: Any) -> tuple[tuple[str, int, int], ...]:
+    """Return name, time and size of each file whose code is in a kernel: also what it calls.
+
+    Numba looks at the file of the kernel alone.
+    """
+    files: set[str] = set()
+    waiting, seen = [function], {function}
+    while waiting:
+        own = waiting.pop()
+        files.add(own.__code__.co_filename)
+        names = own.__code__.co_names
+        used = [own.__globals__.get(name) for name in names]
+        used += [
+            getattr(m, name, None) for m in used if isinstance(m, ModuleType) for name in names
+        ]
+        for each in used:
+            called = inspect.unwrap(each) if callable(each) else None
+            if isinstance(called, FunctionType) and called not in seen:
+                seen.add(called)
+                waiting.append(called)
+    found = ((file, os.stat(file)) for file in sorted(files) if os.path.exists(file))
+    return tuple((os.path.basename(f), s.st_mtime_ns, s.st_size) for f, s in found)
 
 
 class KernelCache(FunctionCache):
@@ -51,6 +77,7 @@ class KernelCache(FunctionCache):
             filename_base=self._impl.filename_base,
             source_stamp=self._impl.locator.get_source_stamp(),
         )
+        self._cache_file.sources = _sources(function)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return what was compiled for a signature, None where it must be compiled."""

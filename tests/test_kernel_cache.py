@@ -134,3 +134,27 @@ def test_a_damaged_index_that_cannot_be_replaced(
     with failing_from(0, errno.ENOSPC), caplog.at_level(logging.WARNING):
         assert times(3)(5) == 15
     assert len(caplog.records) == 1
+
+
+def test_a_kernel_that_calls_a_changed_one_of_another_file_is_made_again(
+    times: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = tmp_path / "caller.py"
+    caller.write_text(
+        'from engram_cli import jit\n\n@jit.kernel("int64(int64)")\n'
+        "def next_of(value):\n    return times(value) + 1\n"
+    )
+
+    def made(factor: int) -> Any:
+        called = times(factor)
+        spec = importlib.util.spec_from_file_location("caller", caller)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setattr(module, "times", called, raising=False)
+        spec.loader.exec_module(module)
+        return module.next_of
+
+    for factor, kept in ((3, 0), (3, 1), (4, 0)):
+        own = made(factor)
+        assert (own(5), hits(own)) == (5 * factor + 1, kept)

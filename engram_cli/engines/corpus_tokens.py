@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 
-from engram_cli.corpus.base import ReadPosition, TokenBlock
+from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.partitions import Plan
+from engram_cli.corpus.stream import in_threads
 from engram_cli.engines.base import Engine, Reading, Task, portable
-from engram_cli.errors import EngramError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.counting.memory import base_bytes
 from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter, piece_of
@@ -82,7 +80,9 @@ def token_pieces(
         closing(stream.blocks()) as blocks,
     ):
         if end is None:
-            yield from _pieces(blocks, reading)
+            yield from in_threads(
+                blocks, lambda block: piece_of(block, reading.layout), reading.threads
+            )
             return
         held: list[Piece] = []
         for block in blocks:
@@ -92,27 +92,6 @@ def token_pieces(
                 held = []
         empty = Piece(words=np.empty(0, dtype=np.uint32), size=0)
         yield replace(_joined([*held, empty]), read_position=ReadPosition(file=end))
-
-
-def _pieces(blocks: Iterator[TokenBlock], reading: Reading) -> Iterator[Piece]:
-    """Yield the words of blocks in order, made by several threads.
-
-    Raises what `blocks` raises after the words of all blocks before.
-    """
-    failed: EngramError | None = None
-    waiting: deque[Future[Piece]] = deque()
-    with ThreadPoolExecutor(reading.threads, thread_name_prefix="engram-words") as pool:
-        try:
-            for block in blocks:
-                waiting.append(pool.submit(piece_of, block, reading.layout))
-                if len(waiting) > reading.threads:
-                    yield waiting.popleft().result()
-        except EngramError as error:
-            failed = error
-        while waiting:
-            yield waiting.popleft().result()
-    if failed is not None:
-        raise failed
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:
