@@ -52,9 +52,8 @@ def _sources(function: Any) -> tuple[tuple[str, int, int], ...]:
         files.add(own.__code__.co_filename)
         names = own.__code__.co_names
         used = [own.__globals__.get(name) for name in names]
-        used += [
-            getattr(m, name, None) for m in used if isinstance(m, ModuleType) for name in names
-        ]
+        modules = [each for each in used if isinstance(each, ModuleType)]
+        used += [vars(module).get(name) for module in modules for name in names]
         for each in used:
             called = inspect.unwrap(each) if callable(each) else None
             if isinstance(called, FunctionType) and called not in seen:
